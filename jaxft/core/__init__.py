@@ -1,0 +1,1 @@
+"""What every other package stands on: axis legend, pytree algebra, statistics, input checks, random streams."""

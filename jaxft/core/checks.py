@@ -1,0 +1,93 @@
+"""Input checks with the one message form: ``<function>: <rule>, got <what>. <next step>.``"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class UserError(ValueError):
+    """A fault of the user's input: its message alone is shown on the command line, exit status 2."""
+
+
+def message(where: str, rule: str, got: Any, next_step: str) -> str:
+    """The one form of an error message.
+
+    Example:
+      >>> message("slice_rows", "count must be positive", -1, "Pass count >= 1")
+      'slice_rows: count must be positive, got -1. Pass count >= 1.'
+    """
+    return f"{where}: {rule}, got {got}. {next_step.rstrip('.')}."
+
+
+def require(condition: bool, where: str, rule: str, got: Any, next_step: str) -> None:
+    """Raises ``UserError`` (a ``ValueError``) in the one message form unless ``condition`` holds.
+
+    Conditions are decided from static values (shapes, dtypes, options), so the check works under ``jit``.
+    """
+    if not condition:
+        raise UserError(message(where, rule, got, next_step))
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether no leaf is traced, so that values can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def nonfinite_leaves(tree: Any) -> list[str]:
+    """Paths of the float leaves that hold a NaN or an infinity, in tree order.
+
+    Example:
+      >>> nonfinite_leaves({"a": jnp.ones(2), "b": {"c": jnp.array([jnp.nan])}})
+      ['b/c']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    bad = [(path, jnp.isfinite(x).all()) for path, x in leaves if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)]
+    return [path_name(path) for path, ok in bad if not bool(ok)]
+
+
+def require_finite(where: str, tree: Any, name: str) -> None:
+    """Raises if a concrete leaf of ``tree`` is not finite, naming the leaves; silent under tracing."""
+    if is_concrete(tree):
+        bad = nonfinite_leaves(tree)
+        shown = f"NaN or infinity in {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}"
+        require(not bad, where, f"{name} must be finite", shown, "Check the checkpoint or the step that made it")
+
+
+def path_name(path: Iterable[Any]) -> str:
+    """Key path of a pytree leaf as ``a/b/0``."""
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint naming the closest known word, or all of them.
+
+    Example:
+      >>> nearest("sst3", ["sst2", "rte"])
+      'Did you mean sst2?'
+      >>> nearest("zzz", ["sst2", "rte"])
+      'Known: rte, sst2.'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+
+
+def leading_size(where: str, tree: Any) -> int:
+    """The common length of axis 0 over all leaves of ``tree``.
+
+    Raises:
+      UserError: A leaf is a scalar, or the lengths differ.
+    """
+    shapes = [np.shape(x) for x in jax.tree.leaves(tree)]
+    require(
+        bool(shapes) and all(s for s in shapes) and len({s[0] for s in shapes}) == 1,
+        where,
+        "all leaves must share a leading axis of examples",
+        f"shapes {shapes}",
+        "Stack examples on axis 0",
+    )
+    return shapes[0][0]
