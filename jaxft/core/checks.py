@@ -1,12 +1,14 @@
-"""Input checks with the one message form: ``<function>: <rule>, got <what>. <next step>.``"""
+"""Input checks, every error in one form: ``<function>: <rule>, got <what>. <next step>.``."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
 
 
 class UserError(ValueError):
@@ -34,7 +36,7 @@ def require(condition: bool, where: str, rule: str, got: Any, next_step: str) ->
 
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf is traced, so that values can be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def nonfinite_leaves(tree: Any) -> list[str]:
@@ -44,9 +46,18 @@ def nonfinite_leaves(tree: Any) -> list[str]:
       >>> nonfinite_leaves({"a": jnp.ones(2), "b": {"c": jnp.array([jnp.nan])}})
       ['b/c']
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    bad = [(path, jnp.isfinite(x).all()) for path, x in leaves if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)]
-    return [path_name(path) for path, ok in bad if not bool(ok)]
+    return failing_leaves(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def failing_leaves(holds: Callable[[Array], Array], tree: Any) -> list[str]:
+    """Paths of the float leaves of a concrete tree for which ``holds`` is false, in tree order.
+
+    Values are looked at even while a caller is being traced, as long as the leaves themselves are concrete.
+    """
+    leaves = [(path, jnp.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+    with jax.ensure_compile_time_eval():
+        floats = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return [path_name(path) for path, x in floats if not bool(holds(x))]
 
 
 def require_finite(where: str, tree: Any, name: str) -> None:

@@ -100,7 +100,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, confidence_frac: float = 0.9
     require(len(x) >= 5, "rank_correlation", "needs at least 5 pairs", len(x), "Measure at more points")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Interval(*[float("nan")] * 4)
-    rho = float(scipy.stats.spearmanr(x, y).statistic)
+    rho = float(np.asarray(scipy.stats.spearmanr(x, y))[0])
     z_stderr = 1.06 / np.sqrt(len(x) - 3)
     z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
     half = float(scipy.stats.norm.ppf((1 + confidence_frac) / 2)) * z_stderr

@@ -1,0 +1,189 @@
+r"""Empirical neural tangent kernels by Jacobian contraction, in blocks of bounded memory.
+
+Every kernel here is $K = \phi(J_x)\, \phi(J_y)^\top$, with $J$ the Jacobian of the outputs in the parameters and
+$\phi$ applied entry by entry; ``FEATURES`` is the table of the $\phi$.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from jaxft.core.checks import failing_leaves, is_concrete, nearest, require, require_finite
+from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.jacobian import output_jacobian, output_shape
+
+KernelName = Literal["sgd", "signgd", "preconditioned"]
+
+FEATURES: Mapping[str, Callable[[Array, Any], Array]] = {
+    "sgd": lambda gradient, _: gradient,
+    "signgd": lambda gradient, _: jnp.sign(gradient),
+    "preconditioned": lambda gradient, p: gradient * jnp.sqrt(p),
+}
+"""Kernel name -> the map of flattened gradients and of their preconditioner leaf (``None`` but for "preconditioned")."""
+
+
+def empirical_ntk(
+    f: OutputFn,
+    params: Params,
+    x: Inputs,
+    y: Inputs | None = None,
+    *,
+    kernel: KernelName = "sgd",
+    preconditioner: PyTree | None = None,
+    block_size: int | tuple[int, int] = 8,
+    accum_dtype: jnp.dtype | type | None = None,
+    precision: str = "highest",
+    mesh: Mesh | None = None,
+) -> Float[Array, "n m"] | Float[Array, "n c m c"]:
+    r"""Kernel of gradient descent (or of a preconditioned or sign-based surrogate) at ``params``.
+
+    ========================  ==================================================================
+    ``sgd``                   $K = J_x J_y^\top$: the NTK
+    ``signgd``                $K = \operatorname{sign}(J_x) \operatorname{sign}(J_y)^\top$
+    ``preconditioned``        $K = J_x P J_y^\top$, $P$ diagonal and non-negative: the NTK of
+                              Adam with a frozen second moment for $P = 1 / (\sqrt{\hat v} + \epsilon)$
+    ========================  ==================================================================
+
+    All three are symmetric and positive semi-definite for ``y=None``. ``signgd`` is a surrogate: its kernel descent
+    is not sign descent, whose kernel is not symmetric. Outputs that depend on other examples of the batch are not
+    covered.
+
+    Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, whatever n and m. Work: n * c gradients
+    for the rows, m * c for the columns of every block of rows, and 2 n m c^2 p operations of the contraction (half
+    of it for ``y=None``).
+
+    Args:
+      f: Outputs ``[n]`` (kernel ``(n, m)``) or ``[n, c]`` (kernel ``(n, c, m, c)``).
+      params: Point of linearisation.
+      x: Rows; examples on axis 0 of every leaf.
+      y: Columns; ``None`` means ``x``.
+      kernel: Name of the kernel.
+      preconditioner: The diagonal of P as a tree like ``params``; for ``preconditioned`` alone.
+      block_size: Examples in a block, or (rows, columns).
+      accum_dtype: Type of the sums over parameters and of the result; ``None`` means that of the outputs.
+      precision: Precision of the matrix products.
+      mesh: Devices to spread the columns over, along all its axes; ``None`` means no placement.
+
+    Returns:
+      The kernel, first axes ``x``, last axes ``y``.
+
+    Raises:
+      UserError: An unknown kernel, a missing or ill-fitting or (concrete) negative preconditioner, a block size below
+        1, non-finite parameters, outputs of another shape.
+
+    Example:
+      >>> f = lambda w, x: x @ w
+      >>> x = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+      >>> empirical_ntk(f, jnp.ones(2), x).tolist()
+      [[5.0, 1.0], [1.0, 10.0]]
+      >>> empirical_ntk(f, jnp.ones(2), x, kernel="signgd").tolist()
+      [[2.0, 0.0], [0.0, 2.0]]
+
+    Reference:
+      Malladi et al. 2023, arXiv 2210.05643, section 3 (SGD and sign kernels); Jacot et al. 2018, arXiv 1806.07572.
+    """
+    where = "empirical_ntk"
+    require(kernel in FEATURES, where, "unknown kernel", repr(kernel), nearest(str(kernel), FEATURES))
+    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    require(min(rows, columns) >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
+    shape_x = output_shape(where, f, params, x)
+    if y is not None:
+        output_shape(where, f, params, y)
+    require_finite(where, params, "params")
+    _check_preconditioner(where, kernel, params, preconditioner)
+    accumulate = jnp.dtype(accum_dtype or jax.eval_shape(f, params, x).dtype)
+    settings = (f, kernel, rows, columns, accumulate, precision)
+    flat = (
+        _blocked_kernel(*settings, params, x, y, preconditioner)
+        if mesh is None
+        else _sharded_kernel(mesh, settings, params, x, x if y is None else y, preconditioner)
+    )
+    if len(shape_x) == 1:
+        return flat
+    n, c = shape_x
+    return flat.reshape(n, c, -1, c)
+
+
+def _check_preconditioner(where: str, kernel: str, params: Params, preconditioner: PyTree | None) -> None:
+    given = preconditioner is not None
+    rule = 'preconditioner goes with kernel="preconditioned", and only with it'
+    advice = "Pass 1 / (sqrt(second moment) + eps), or choose another kernel"
+    require(given == (kernel == "preconditioned"), where, rule, f"kernel {kernel!r}, given={given}", advice)
+    if not given:
+        return
+    shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, preconditioner)
+    same = jax.tree.structure(params) == jax.tree.structure(preconditioner) and shapes[0] == shapes[1]
+    require(same, where, "preconditioner must have the tree and shapes of params", "others", "Map it over params")
+    if is_concrete(preconditioner):
+        bad = failing_leaves(lambda leaf: (leaf >= 0).all(), preconditioner)
+        require(not bad, where, "preconditioner must be non-negative", f"others in {bad[:5]}", "Use its magnitude")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _blocked_kernel(f, kernel, rows, columns, accumulate, precision, params, x, y, preconditioner) -> Array:
+    """The kernel with (example, output) flattened on both sides.
+
+    For ``y=None`` only blocks on or above the diagonal are computed.
+    """
+    symmetric = y is None
+    if symmetric:
+        y, columns = x, rows
+    n, m = (jax.tree.leaves(side)[0].shape[0] for side in (x, y))
+    c = max(jax.eval_shape(f, params, x).shape[1:], default=1)
+
+    def features(side, block):
+        jacobian = output_jacobian(f, params, jax.tree.map(lambda leaf: leaf[block], side))
+        leaves = jax.tree.leaves(jacobian)
+        diagonals = [p.reshape(1, -1) for p in jax.tree.leaves(preconditioner)] or [None] * len(leaves)
+        flat = [leaf.reshape(block.size * c, -1) for leaf in leaves]
+        return [FEATURES[kernel](g, p) for g, p in zip(flat, diagonals, strict=True)]
+
+    def contract(left, right):
+        dot = functools.partial(jnp.matmul, precision=precision, preferred_element_type=accumulate)
+        return sum((dot(a, b.T) for a, b in zip(left, right, strict=True)), jnp.zeros((), accumulate))
+
+    def row_of_blocks(i):
+        left = features(x, _block(i, rows, n))
+
+        def one_block(j):
+            def compute():
+                return contract(left, features(y, _block(j, columns, m)))
+
+            if not symmetric:
+                return compute()
+            return jax.lax.cond(j >= i, compute, lambda: jnp.zeros((rows * c, columns * c), accumulate))
+
+        blocks = jax.lax.map(one_block, jnp.arange(-(-m // columns)))
+        return jnp.swapaxes(blocks, 0, 1).reshape(rows * c, -1)[:, : m * c]
+
+    full = jax.lax.map(row_of_blocks, jnp.arange(-(-n // rows))).reshape(-1, m * c)[: n * c]
+    if not symmetric:
+        return full
+    upper = jnp.triu(full)
+    return upper + jnp.triu(full, 1).T
+
+
+def _block(index: Array, size: int, total: int) -> Array:
+    """Examples of a block; the last one repeats the final example, whose copies are cut off afterwards."""
+    return jnp.minimum(index * size + jnp.arange(size), total - 1)
+
+
+def _sharded_kernel(mesh: Mesh, settings, params, x, y, preconditioner) -> Array:
+    """Each device computes the columns of its share of ``y``."""
+    m = jax.tree.leaves(y)[0].shape[0]
+    share = jnp.minimum(jnp.arange(-(-m // mesh.size) * mesh.size), m - 1)
+    columns = PartitionSpec(mesh.axis_names)
+    run = jax.shard_map(
+        lambda *operands: _blocked_kernel(*settings, *operands),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), columns, PartitionSpec()),
+        out_specs=PartitionSpec(None, mesh.axis_names),
+        check_vma=False,
+    )
+    flat = jax.jit(run)(params, x, jax.tree.map(lambda leaf: leaf[share], y), preconditioner)
+    return flat[:, : flat.shape[1] // share.size * m]

@@ -1,0 +1,90 @@
+"""What a user of ``jaxft.kernels`` is told."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxft import kernels
+
+
+def network(w, x):
+    return x @ w
+
+
+W, X = jnp.ones((3, 2)), jnp.ones((4, 3))
+
+NTK = {
+    "unknown kernel": (lambda: kernels.empirical_ntk(network, W, X, kernel="sdg"), "Did you mean sgd"),
+    "no examples axis": (lambda: kernels.empirical_ntk(network, W, jnp.float32(1)), "leading axis of examples"),
+    "rows differ": (lambda: kernels.empirical_ntk(network, W, {"a": X, "b": X[:2]}), "leading axis of examples"),
+    "three axes": (lambda: kernels.empirical_ntk(lambda w, x: (x @ w)[..., None], W, X), r"\(4,\) or \(4, c\)"),
+    "pooled batch": (lambda: kernels.empirical_ntk(lambda w, x: (x @ w).sum(0), W, X), "one row an example"),
+    "block of 0": (lambda: kernels.empirical_ntk(network, W, X, block_size=0), "at least 1"),
+    "nan parameters": (lambda: kernels.empirical_ntk(lambda p, x: x @ p["w"], {"w": W * jnp.nan}, X), "infinity in w"),
+    "no preconditioner": (lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned"), "goes with"),
+    "stray preconditioner": (lambda: kernels.empirical_ntk(network, W, X, preconditioner=W), "only with it"),
+    "other tree": (
+        lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=W[:2]),
+        "tree and shapes of params",
+    ),
+    "negative preconditioner": (
+        lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=-W),
+        "non-negative",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NTK)
+def test_kernel_says_what_is_wrong(case):
+    call, said = NTK[case]
+    with pytest.raises(ValueError, match=said) as error:
+        call()
+    assert str(error.value).startswith("empirical_ntk: ")
+
+
+def test_shape_faults_are_found_under_jit():
+    with pytest.raises(ValueError, match="one row an example"):
+        jax.jit(lambda w: kernels.empirical_ntk(lambda w, x: (x @ w).sum(0), w, X))(W)
+
+
+REGRESSION = {
+    "not square": (lambda: kernels.kernel_ridge_regression(jnp.ones((2, 3)), jnp.ones(2)), r"\(n, n\)"),
+    "other rows": (lambda: kernels.kernel_ridge_regression(jnp.eye(3), jnp.ones(2)), "match the rows"),
+    "negative ridge": (lambda: kernels.kernel_ridge_regression(jnp.eye(2), jnp.ones(2), ridge=-1.0), "non-negative"),
+    "asymmetric": (lambda: kernels.kernel_ridge_regression(jnp.array([[1.0, 2], [0, 1]]), jnp.ones(2)), "symmetric"),
+    "nan": (lambda: kernels.kernel_ridge_regression(jnp.eye(2) * jnp.nan, jnp.ones(2)), "must be finite"),
+    "transposed test kernel": (
+        lambda: kernels.kernel_ridge_predict(
+            kernels.kernel_ridge_regression(jnp.eye(2), jnp.ones(2)), jnp.ones((2, 3))
+        ),
+        "columns must be the training points",
+    ),
+    "f0 forgotten": (
+        lambda: kernels.kernel_ridge_predict(
+            kernels.kernel_ridge_regression(jnp.eye(2), jnp.ones(2), f0=jnp.ones(2)), jnp.eye(2)
+        ),
+        "f0 was used",
+    ),
+    "f0 of another shape": (
+        lambda: kernels.kernel_ridge_regression(jnp.eye(2), jnp.ones(2), f0=jnp.ones(3)),
+        "shape of targets",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REGRESSION)
+def test_regression_says_what_is_wrong(case):
+    call, said = REGRESSION[case]
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_dynamics_and_drift_say_what_is_wrong():
+    with pytest.raises(ValueError, match="go together"):
+        kernels.kernel_gradient_descent(
+            jnp.eye(1), jnp.zeros(1), jnp.ones(1), lambda f, y: f.sum(), learning_rate=1.0, steps=1, f0_test=jnp.ones(1)
+        )
+    with pytest.raises(ValueError, match="share a shape"):
+        kernels.kernel_drift(jnp.eye(2), jnp.eye(3))
+    with pytest.raises(ValueError, match="at least 1"):
+        kernels.feature_drift(network, W, W, X, block_size=0)

@@ -1,0 +1,120 @@
+"""Every kernel through one battery; a new kernel is one line of ``DENSE``."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft.kernels import empirical_ntk, output_jacobian
+
+DENSE = {
+    "sgd": lambda j, p: (j, j),
+    "signgd": lambda j, p: (np.sign(j), np.sign(j)),
+    "preconditioned": lambda j, p: (j * p, j),
+}
+"""Kernel -> the two factors of its Gram matrix, from a dense Jacobian (..., p) and a flat preconditioner (p,)."""
+
+
+@pytest.fixture(params=DENSE)
+def kernel(request):
+    return request.param
+
+
+@pytest.fixture
+def options(kernel, preconditioner):
+    return {"kernel": kernel, "preconditioner": preconditioner if kernel == "preconditioned" else None}
+
+
+@pytest.fixture
+def expected(kernel, problem, preconditioner, dense):
+    flat = np.asarray(jax.flatten_util.ravel_pytree(preconditioner)[0])
+    rows, columns = (dense(problem.f, problem.params, side) for side in (problem.x, problem.y))
+    return np.einsum("ncp,mdp->ncmd", DENSE[kernel](rows, flat)[0], DENSE[kernel](columns, flat)[1])
+
+
+def test_jacobian_equals_finite_differences(problem, dense):
+    leaves = jax.tree.leaves(output_jacobian(problem.f, problem.params, problem.x))
+    ours = np.concatenate([leaf.reshape(7, 3, -1) for leaf in leaves], axis=-1)
+    np.testing.assert_allclose(ours, dense(problem.f, problem.params, problem.x), rtol=1e-7, atol=1e-9)
+
+
+def test_kernel_equals_dense_jacobian_gram(problem, options, expected):
+    ours = empirical_ntk(*problem, **options)
+    assert ours.shape == (7, 3, 5, 3)
+    np.testing.assert_allclose(ours, expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 5, (3, 4), (7, 5), 100])
+def test_blocks_equal_whole(problem, options, block_size):
+    whole = empirical_ntk(*problem, **options, block_size=(7, 5))
+    np.testing.assert_allclose(empirical_ntk(*problem, **options, block_size=block_size), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 7])
+def test_train_kernel_is_symmetric_psd_and_equals_rows_against_rows(problem, options, block_size):
+    f, params, x, _ = problem
+    ours = empirical_ntk(f, params, x, **options, block_size=block_size)
+    np.testing.assert_allclose(ours, empirical_ntk(f, params, x, x, **options), rtol=1e-12, atol=1e-12)
+    flat = np.asarray(ours.reshape(21, 21))
+    assert (flat == flat.T).all()
+    eigenvalues = np.linalg.eigvalsh(flat)
+    assert eigenvalues.min() > -1e-12 * eigenvalues.max()
+
+
+def test_scalar_outputs_give_two_axes(problem, scalar_problem, options):
+    ours = empirical_ntk(*scalar_problem, **options)
+    assert ours.shape == (7, 5)
+    np.testing.assert_allclose(ours, empirical_ntk(*problem, **options)[:, 0, :, 0], rtol=1e-12)
+
+
+def test_jit_and_vmap_over_parameters_equal_plain_calls(problem, options):
+    f, params, x, y = problem
+    two = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), params)
+    mapped = jax.jit(jax.vmap(lambda p: empirical_ntk(f, p, x, y, **options, block_size=4)))(two)
+    for i in range(2):
+        plain = empirical_ntk(f, jax.tree.map(lambda a, i=i: a[i], two), x, y, **options)
+        np.testing.assert_allclose(mapped[i], plain, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_agrees_with_float64_and_can_sum_in_float64(problem, problem32):
+    exact = empirical_ntk(*problem)
+    ours = empirical_ntk(*problem32)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5)
+    with jax.enable_x64(True):
+        wide = empirical_ntk(*problem32, accum_dtype=jnp.float64)
+    assert wide.dtype == jnp.float64
+
+
+def test_sign_kernel_is_invariant_to_scaling_an_output(problem):
+    f, params, x, y = problem
+    scales = jnp.array([0.1, 3.0, 7.0])
+    scaled = empirical_ntk(lambda p, z: f(p, z) * scales[None], params, x, y, kernel="signgd")
+    np.testing.assert_array_equal(scaled, empirical_ntk(f, params, x, y, kernel="signgd"))
+
+
+def test_unit_preconditioner_gives_the_sgd_kernel(problem):
+    ones = jax.tree.map(jnp.ones_like, problem.params)
+    ours = empirical_ntk(*problem, kernel="preconditioned", preconditioner=ones)
+    np.testing.assert_allclose(ours, empirical_ntk(*problem), rtol=1e-13)
+
+
+def test_one_example_and_pytree_inputs_work(problem):
+    f, params, x, _ = problem
+    ours = empirical_ntk(lambda p, z: f(p, z["a"] + z["b"]), params, {"a": x[:1], "b": jnp.zeros((1, 4))})
+    np.testing.assert_allclose(ours, empirical_ntk(f, params, x[:1]), rtol=1e-13)
+
+
+def test_memory_is_bounded_by_the_blocks(problem32):
+    """The compiled temporary memory does not grow with the number of columns."""
+    f, params, x, y = problem32
+
+    def temporaries(repeats):
+        columns = jnp.tile(y, (repeats, 1))
+        compiled = jax.jit(lambda p, a, b: empirical_ntk(f, p, a, b, block_size=5)).lower(params, x, columns).compile()
+        result = 4 * 7 * 3 * columns.shape[0] * 3
+        return compiled.memory_analysis().temp_size_in_bytes - 2 * result
+
+    jacobians = 4 * (5 + 5) * 3 * (4 * 5 + 5 + 5 * 3)
+    assert temporaries(64) < temporaries(4) + jacobians
