@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, HERE
+
+GROUP = os.environ.get("JAXFT_TEST_GROUP", "")
+HERE = Path(__file__).parent
 
 ENVIRONMENT = {
     "sharding": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},

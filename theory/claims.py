@@ -28,6 +28,9 @@ __all__ = ["Claim", "Evidence", "Finding", "check_claim", "judge"]
 
 Kind = Literal["identity", "bound", "rate", "limit", "association", "ordering", "equality"]
 
+EXACT_KINDS = ("identity", "bound")
+"""Kinds whose violation is an error in the code or in the theorem, never bad luck."""
+
 STDERRS = 3.0
 """Standard errors of grace that a noisy measurement gets."""
 
@@ -69,7 +72,7 @@ class Claim:
     """``None`` means that of the kind (identity) or that the kind needs none (bound, association, ordering)."""
     slope: float | None = None
     """Predicted exponent of a rate."""
-    sign: int = 1
+    sign: float = 1.0
     """Predicted sign of an association."""
     vacuous_above: float | None = None
     """A bound beyond this value says nothing."""

@@ -22,7 +22,8 @@ def message(where: str, rule: str, got: Any, next_step: str) -> str:
       >>> message("slice_rows", "count must be positive", -1, "Pass count >= 1")
       'slice_rows: count must be positive, got -1. Pass count >= 1.'
     """
-    return f"{where}: {rule}, got {got}. {next_step.rstrip('.')}."
+    end = "" if next_step.endswith(("?", ".")) else "."
+    return f"{where}: {rule}, got {got}. {next_step}{end}"
 
 
 def require(condition: bool, where: str, rule: str, got: Any, next_step: str) -> None:

@@ -24,7 +24,7 @@ FEATURES: Mapping[str, Callable[[Array, Any], Array]] = {
     "signgd": lambda gradient, _: jnp.sign(gradient),
     "preconditioned": lambda gradient, p: gradient * jnp.sqrt(p),
 }
-"""Kernel name -> the map of flattened gradients and of their preconditioner leaf (``None`` but for "preconditioned")."""
+"""Kernel name -> map of flattened gradients and their preconditioner leaf (``None`` but for "preconditioned")."""
 
 
 def empirical_ntk(

@@ -1,0 +1,151 @@
+"""Settings of the experiment and its presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jaxft.core.checks import nearest
+from jaxft.data.tasks import TASKS
+from jaxft.lab.pretraining import PretrainingConfig
+from jaxft.train import OBJECTIVES
+
+Arm = Literal["prompt", "head", "probe"]
+Optimizer = Literal["sgd", "adam"]
+KernelName = Literal["sgd", "signgd", "preconditioned"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Fine-tuning. Of several learning rates the one with the best dev score counts."""
+
+    steps: int = 128
+    batch_size: int = 8
+    event_every: int = 32
+    """Steps between events: dev score, diagnostics, checkpoint."""
+    patience: int | None = None
+    """Events without gain on dev after which fine-tuning stops; none by default."""
+    objective: str = "cross_entropy"
+    schedule: Literal["constant", "linear"] = "constant"
+    warmup_frac: float = 0.0
+    sgd_rates: tuple[float, ...] = (0.02,)
+    adam_rates: tuple[float, ...] = (3e-4,)
+    sharding: Literal["replicated", "full"] = "replicated"
+    """Placement of the training state where there are several devices."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these fields."""
+        positive = ("steps", "batch_size", "event_every")
+        bad = [f"{name}: must be positive, got {getattr(self, name)}" for name in positive if getattr(self, name) < 1]
+        if self.patience is not None and self.patience < 1:
+            bad.append(f"patience: must be positive, got {self.patience}")
+        if self.objective not in OBJECTIVES:
+            bad.append(f"objective: {self.objective!r} is unknown. {nearest(self.objective, OBJECTIVES)}")
+        if not 0 <= self.warmup_frac < 1:
+            bad.append(f"warmup_frac: must lie in [0, 1), got {self.warmup_frac}")
+        rates = {"sgd_rates": self.sgd_rates, "adam_rates": self.adam_rates}
+        return bad + [f"{name}: needs positive rates, got {r}" for name, r in rates.items() if not r or min(r) <= 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solving:
+    """Kernel regressions; ridge and use of the initial outputs are picked on dev."""
+
+    kernels: tuple[KernelName, ...] = ("sgd", "signgd", "preconditioned")
+    ridges: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
+    f0_scales: tuple[float, ...] = (0.0, 0.1, 1.0)
+    rows: int = 32
+    """Training examples whose gradients are held at once."""
+    columns: int = 16
+    """Other examples whose gradients are held at once."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these fields."""
+        filled = ("kernels", "ridges", "f0_scales")
+        bad = [f"{name}: needs at least one" for name in filled if not getattr(self, name)]
+        if "sgd" not in self.kernels:
+            bad.append("kernels: must hold sgd, whose drift is followed")
+        if any(ridge < 0 for ridge in self.ridges):
+            bad.append(f"ridges: must not be negative, got {self.ridges}")
+        if min(self.rows, self.columns) < 1:
+            bad.append(f"rows, columns: must be positive, got {self.rows}, {self.columns}")
+        return bad
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelFinetuningConfig:
+    """Is this fine-tuning run a kernel method? Malladi et al. 2023, arXiv 2210.05643."""
+
+    model: Path | None = None
+    """Checkpoint folder (BERT or RoBERTa); the embedded pre-trained model by default."""
+    task: tuple[str, ...] = ("reviews",)
+    data: Path | None = None
+    """Folder of the data; not needed for the generated task."""
+    template: str | None = None
+    """Prompt in place of the task's own, as "{a} It was {mask} ."."""
+    label_words: tuple[str, ...] | None = None
+    k: tuple[int, ...] = (16,)
+    """Training examples a class; as many again for dev."""
+    splits: tuple[int, ...] = (13, 21, 42)
+    """Seeds of the k-shot samples, each with its own head and batches."""
+    arms: tuple[Arm, ...] = ("prompt", "head", "probe")
+    """Cloze prompt; fresh linear head; head that starts at the solution of logistic regression."""
+    optimizers: tuple[Optimizer, ...] = ("sgd", "adam")
+    pooling: Literal["first", "mean"] = "first"
+    test_cap: int = 1000
+    probe_examples: int = 64
+    """Test examples on which outputs are followed over training."""
+    drift_examples: int = 16
+    """Of these, the ones whose gradients are followed."""
+    max_tokens: int | None = None
+    """Longest input; the task's own length by default."""
+    training: Training = dataclasses.field(default_factory=Training)
+    solving: Solving = dataclasses.field(default_factory=Solving)
+    pretraining: PretrainingConfig = dataclasses.field(default_factory=PretrainingConfig)
+    """The embedded model; unused with --model."""
+    seed: int = 0
+
+    def faults(self) -> list[str]:
+        """Everything wrong with the configuration, before anything is loaded or made."""
+        bad = [f"task: {name!r} is unknown. {nearest(name, TASKS)}" for name in self.task if name not in TASKS]
+        filled = ("task", "k", "splits", "arms", "optimizers")
+        bad += [f"{name}: needs at least one" for name in filled if not getattr(self, name)]
+        bad += [f"{name}: repeats" for name in filled if len(set(getattr(self, name))) < len(getattr(self, name))]
+        real = [name for name in self.task if name != "reviews"]
+        if real and self.data is None:
+            bad.append(f"data: {', '.join(real)} must be read from a folder. Pass --data")
+        if (self.template or self.label_words) and len(self.task) > 1:
+            bad.append("template, label_words: one prompt cannot serve several tasks. Run them one by one")
+        bad += [f"k: must be positive, got {k}" for k in self.k if k < 1]
+        positive = ("test_cap", "probe_examples", "drift_examples")
+        bad += [f"{name}: must be positive, got {getattr(self, name)}" for name in positive if getattr(self, name) < 1]
+        return bad
+
+
+PRESETS = {
+    "smoke": KernelFinetuningConfig(
+        splits=(13, 21),
+        k=(4,),
+        arms=("prompt", "head"),
+        test_cap=40,
+        probe_examples=16,
+        drift_examples=4,
+        training=Training(steps=8, event_every=4, batch_size=4),
+        solving=Solving(ridges=(0.0, 0.1), f0_scales=(0.0, 1.0)),
+        pretraining=PretrainingConfig(width=16, heads=2, steps=100),
+    ),
+    "cpu": KernelFinetuningConfig(),
+    "accel": KernelFinetuningConfig(
+        task=("sst2", "mr", "rte"),
+        splits=(13, 21, 42, 87, 100),
+        k=(16, 64),
+        training=Training(
+            steps=1000,
+            event_every=100,
+            schedule="linear",
+            warmup_frac=0.06,
+            sgd_rates=(1e-3, 5e-3, 1e-2),
+            adam_rates=(1e-5, 2e-5, 5e-5),
+        ),
+        solving=Solving(rows=64, columns=32),
+    ),
+}

@@ -1,0 +1,187 @@
+"""The run itself: units and phases in a fixed order, each resumed where it was left.
+
+A unit is a task, a k-shot sample and an arm; a phase fine-tunes it with one optimiser and learning rate. Steps are
+numbered through the run: phase p holds steps p * (steps + 1) to p * (steps + 1) + steps, the first of them its start.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer
+from experiments.kernel_finetuning.measure import (
+    KERNEL_OF,
+    Start,
+    describe_start,
+    dev_score,
+    measure_drift,
+    measure_start,
+    predicted_loss,
+    solve_kernel,
+    test_accuracies,
+    trainer,
+    unit_batches,
+)
+from experiments.kernel_finetuning.prepare import Model, TaskData, Unit, make_unit
+from jaxft.core.types import Params
+from jaxft.lab.interrupts import Interrupts
+from jaxft.lab.run import Run
+from jaxft.train import Checkpoints, FitState, fit, fully_shard, init_fit, init_state, replicate
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything up to the last event is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every phase of a run shares."""
+
+    config: KernelFinetuningConfig
+    run: Run
+    stop: Interrupts
+    checkpoints: Checkpoints
+    restored: int
+    """Step of the checkpoint the run continues from; -1 at a first start."""
+    mesh: Mesh | None
+
+    def record(self, step: int, kind: str, **fields: Any) -> None:
+        """Appends to the metrics what was measured at a step."""
+        self.run.records.append({"step": step, "kind": kind, **fields})
+
+    def recorded(self, kind: str, key: dict[str, Any]) -> bool:
+        """Whether the metrics hold a record of this kind with these fields."""
+        return any(r["kind"] == kind and key.items() <= r.items() for r in self.run.records.read())
+
+    def place(self, tree: Any) -> Any:
+        """A training state on the devices, as the configuration asks."""
+        if self.mesh is None:
+            return tree
+        return (fully_shard if self.config.training.sharding == "full" else replicate)(tree, self.mesh)
+
+
+def execute(
+    config: KernelFinetuningConfig,
+    run: Run,
+    stop: Interrupts,
+    model: Model,
+    data: Sequence[TaskData],
+    mesh: Mesh | None,
+    advance: Any,
+) -> None:
+    """Runs all phases; what an earlier start has finished is not done again.
+
+    Raises:
+      Stopped: The user asked to.
+      NonFiniteLossError: A loss is not finite.
+    """
+    with Checkpoints(run.checkpoints, keep=2) as checkpoints:
+        latest = checkpoints.latest_step()
+        context = Context(config, run, stop, checkpoints, -1 if latest is None else latest, mesh)
+        run.records.cut_back(context.restored)
+        phases = [(o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")]
+        number = 0
+        for task, k, split, arm in _units(config, data):
+            unit: Unit | None = None
+            for optimizer, rate in phases:
+                key = {"task": task.task.name, "k": k, "split": split, "arm": arm, "optimizer": optimizer, "rate": rate}
+                if not context.recorded("result", key):
+                    if unit is None:
+                        unit = make_unit(config, model, task, k=k, split=split, arm=arm)
+                        start = _start(context, unit, number)
+                    _phase(context, unit, start, number, optimizer, rate)
+                number += 1
+                advance(note=" ".join(map(str, key.values())))
+
+
+def _units(config: KernelFinetuningConfig, data: Sequence[TaskData]) -> Iterator[tuple[TaskData, int, int, Any]]:
+    for task in data:
+        for k in config.k:
+            for split in config.splits:
+                for arm in config.arms:
+                    yield task, k, split, arm
+
+
+def phases_of(config: KernelFinetuningConfig) -> int:
+    """Number of phases of a run."""
+    rates = sum(len(getattr(config.training, f"{optimizer}_rates")) for optimizer in config.optimizers)
+    return len(config.task) * len(config.k) * len(config.splits) * len(config.arms) * rates
+
+
+def _start(context: Context, unit: Unit, number: int) -> Start:
+    """Outputs, kernels and kernel regressions of a unit; arrays that an earlier start has saved are read."""
+    run, name = context.run, unit.name
+    if run.has_arrays(name):
+        saved = run.load_arrays(name)
+        start = Start(saved["outputs"], {kernel: saved[kernel] for kernel in context.config.solving.kernels})
+    else:
+        start = measure_start(unit, context.config, context.mesh)
+        run.save_arrays(name, outputs=start.outputs, labels=unit.pool.labels, **start.kernels)
+    step = number * (context.config.training.steps + 1)
+    if not context.recorded("start", unit.key):
+        context.record(step, "start", **unit.key, **describe_start(unit, start))
+    for kernel in context.config.solving.kernels:
+        key = {**unit.key, "kernel": kernel}
+        if not context.recorded("kernel", key):
+            context.record(step, "kernel", **key, **solve_kernel(unit, start, kernel, context.config))
+    return start
+
+
+def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: Optimizer, rate: float) -> None:
+    config, training = context.config, context.config.training
+    base = number * (training.steps + 1)
+    key = {**unit.key, "optimizer": optimizer, "rate": rate}
+    tx, segment = trainer(unit.f, training, optimizer, rate, context.mesh)
+    state = context.place(init_fit(init_state(unit.params, tx)))
+    predicted = None
+    if KERNEL_OF[optimizer] in start.kernels:
+        predicted = predicted_loss(unit, start, training, optimizer, rate)
+
+    def measure(params: Params) -> dict[str, float]:
+        return measure_drift(unit, start, params, config)
+
+    def record_event(step: int, params: Params, score: float, loss: float | None) -> None:
+        expected = None if predicted is None else float(predicted[step])
+        fields = {
+            "local_step": step,
+            "train_loss_nats": loss,
+            "dev_score": score,
+            "predicted_probe_loss_nats": expected,
+        }
+        context.record(base + step, "event", **key, **fields, **measure(params))
+
+    def evaluate(params: Params) -> float:
+        return float(dev_score(unit.f, params, unit.dev.inputs, unit.dev.labels))
+
+    def on_event(state: FitState, losses: np.ndarray, score: float) -> bool:
+        step = int(state.train.step)
+        record_event(step, state.train.params, score, float(losses.mean()))
+        context.run.records.sync()
+        context.checkpoints.save(base + step, state)
+        context.run.mark("running", step=base + step)
+        return context.stop.requested
+
+    if base <= context.restored <= base + training.steps:
+        state = context.checkpoints.restore(context.restored, state)
+    else:
+        record_event(0, state.train.params, evaluate(state.train.params), None)
+    state = fit(
+        segment,
+        state,
+        unit.train.inputs,
+        unit.train.labels,
+        batches=lambda first, last: jnp.asarray(unit_batches(unit, training, first, last)),
+        steps=training.steps,
+        event_every=training.event_every,
+        evaluate=evaluate,
+        on_event=on_event,
+        patience=training.patience,
+    )
+    if context.stop.requested:
+        raise Stopped
+    result = {"dev_score": float(state.best_score), **test_accuracies(unit, state.best_params)}
+    context.record(base + int(state.train.step), "result", **key, **result, **measure(state.best_params))

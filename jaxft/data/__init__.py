@@ -1,0 +1,1 @@
+"""Labelled texts as batches of tokens: tasks, readers, k-shot samples, tokenisation, a generated corpus."""

@@ -1,0 +1,1 @@
+"""Measurements on trained networks: probes of their representations."""

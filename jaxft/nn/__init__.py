@@ -1,0 +1,30 @@
+"""Models, the only package that imports flax: encoders, output functions, pretrained checkpoints, a toy MLP."""
+
+from jaxft.nn.mlp import MLP, make_mlp
+from jaxft.nn.outputs import (
+    make_class_logits,
+    make_features,
+    make_mlm_logits,
+    make_prompt_logits,
+    make_tied_logits,
+)
+from jaxft.nn.pretrained import Pretrained, load_encoder, save_encoder
+from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead, init_classifier, init_encoder
+
+__all__ = [
+    "MLP",
+    "Encoder",
+    "EncoderConfig",
+    "MLMHead",
+    "Pretrained",
+    "init_classifier",
+    "init_encoder",
+    "load_encoder",
+    "make_class_logits",
+    "make_features",
+    "make_mlm_logits",
+    "make_mlp",
+    "make_prompt_logits",
+    "make_tied_logits",
+    "save_encoder",
+]

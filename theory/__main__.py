@@ -1,0 +1,106 @@
+"""Command line: ``python -m theory list | show <claim> | check [slug] [--json FILE]``."""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxft.core.checks import UserError, message, nearest
+from jaxft.lab.devices import setup_compilation_cache
+from jaxft.lab.records import write_json
+from jaxft.lab.report import format_number, rich_table
+from theory import PAPERS
+from theory.claims import EXACT_KINDS, Claim, Finding, check_claim
+
+COLUMNS = ("claim", "source", "predicted", "measured", "status", "control")
+
+
+def claims_of(slug: str) -> Sequence[Claim]:
+    """The claims of one paper.
+
+    Raises:
+      UserError: No such paper.
+    """
+    if slug not in PAPERS:
+        raise UserError(message("theory", "unknown paper", repr(slug), nearest(slug, PAPERS)))
+    return importlib.import_module(f"theory.{slug}").CLAIMS
+
+
+def failed(claim: Claim, finding: Finding, control: Finding) -> bool:
+    """Whether a check must not pass: an exact claim violated, or a control that is not."""
+    return (claim.kind in EXACT_KINDS and finding.status != "holds") or control.status != "violated"
+
+
+def check(slugs: Sequence[str], json_file: Path | None) -> int:
+    """Checks every claim and its control; prints the table, writes JSON; 1 if something failed."""
+    setup_compilation_cache()
+    rows, records, bad = [], [], []
+    for slug in slugs:
+        start = time.monotonic()
+        for claim in claims_of(slug):
+            finding, control = check_claim(claim), check_claim(claim, control=True)
+            records.append({"claim": finding.to_json(), "control": control.to_json()})
+            if failed(claim, finding, control):
+                bad.append(claim.id)
+            error = f" ± {format_number(finding.stderr)}" if finding.stderr else ""
+            rows.append(
+                {
+                    "claim": claim.id,
+                    "source": claim.source,
+                    "predicted": format_number(finding.predicted),
+                    "measured": format_number(finding.measured) + error,
+                    "status": finding.status,
+                    "control": control.status,
+                }
+            )
+            print(f"{claim.id}: {finding.status}; control ({claim.control_breaks}): {control.status}", file=sys.stderr)
+        print(f"{slug}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    rich_table(rows, COLUMNS)
+    if json_file is not None:
+        write_json(json_file, records)
+    if bad:
+        print(f"failed: {', '.join(bad)}", file=sys.stderr)
+    return int(bool(bad))
+
+
+def show(claim_id: str) -> int:
+    """Prints one claim in full."""
+    known = {claim.id: claim for slug in PAPERS for claim in claims_of(slug)}
+    if claim_id not in known:
+        raise UserError(message("theory show", "unknown claim", repr(claim_id), nearest(claim_id, known)))
+    claim = known[claim_id]
+    fields = ("id", "statement", "source", "kind", "tolerance", "slope", "seeds", "max_seeds", "control_breaks")
+    print(json.dumps({name: getattr(claim, name) for name in fields}, indent=2, ensure_ascii=False))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m theory", description="Predictions of papers beside measurements.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all claims, a line each")
+    commands.add_parser("show", help="one claim in full").add_argument("claim")
+    checker = commands.add_parser("check", help="check every claim and its control; exit 1 on failure")
+    checker.add_argument("slug", nargs="?", help="one paper; all by default")
+    checker.add_argument("--json", type=Path, metavar="FILE", help="write the findings here")
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "show":
+            return show(options.claim)
+        if options.command == "check":
+            return check([options.slug] if options.slug else PAPERS, options.json)
+        listed = [c for slug in PAPERS for c in claims_of(slug)]
+        rich_table(
+            [{"claim": c.id, "kind": c.kind, "statement": c.statement} for c in listed], ["claim", "kind", "statement"]
+        )
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,477 @@
+r"""A Kernel-Based View of Language Model Fine-Tuning (Malladi et al. 2023, arXiv 2210.05643): claims and controls.
+
+Exact statements are checked on a small tanh network with three logits; the statements on prompts, on masked language
+models of three thousand parameters that are pre-trained here, on generated reviews.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.core.rng import stream
+from jaxft.core.trees import tree_add, tree_axpy, tree_cast
+from jaxft.core.types import OutputFn, Params, TokenBatch
+from jaxft.data.kshot import sample_kshot
+from jaxft.data.reviews import review_splits
+from jaxft.data.tasks import get_task
+from jaxft.data.tokenization import encode_plain, encode_prompt, label_word_ids, pad
+from jaxft.evaluation.probes import fit_linear_probe
+from jaxft.kernels import (
+    empirical_ntk,
+    kernel_drift,
+    kernel_gradient_descent,
+    kernel_ridge_regression,
+    linearization_gap,
+    linearize,
+    output_derivative,
+)
+from jaxft.lab.pretraining import PretrainingConfig, pretrain_reviews
+from jaxft.nn import EncoderConfig, init_classifier, make_class_logits, make_features, make_mlp, make_prompt_logits
+from jaxft.train import (
+    accuracy,
+    adam_preconditioner,
+    cross_entropy,
+    init_state,
+    make_optimizer,
+    make_segment,
+)
+from theory.claims import Claim, Evidence
+
+PAPER = "arXiv 2210.05643"
+LEARNING_RATES = np.logspace(-4, -2, 6)
+"""Step sizes over which one step is compared with its first-order prediction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A network at random parameters with a few labelled examples and test points."""
+
+    f: OutputFn
+    params: Params
+    x: jax.Array
+    labels: jax.Array
+    x_test: jax.Array
+
+    def loss(self, params: Params) -> jax.Array:
+        """Cross-entropy on the examples."""
+        return cross_entropy(self.f(params, self.x), self.labels)
+
+
+_INIT, _NETWORK = make_mlp((16, 3), activation="tanh")
+
+
+def toy(seed: int) -> Toy:
+    """Inputs of dimension 6, the last of them always 0: its weights have gradient 0, as unused words have."""
+    key = jax.random.key(seed)
+    draw = functools.partial(jax.random.normal, dtype=jnp.float64)
+    zeroed = jnp.array([[1.0, 1.0, 1.0, 1.0, 1.0, 0.0]])
+    return Toy(
+        f=_NETWORK,
+        params=tree_cast(_INIT(stream(key, "init"), 6), jnp.float64),
+        x=draw(stream(key, "train"), (8, 6)) * zeroed,
+        labels=jax.random.randint(stream(key, "labels"), (8,), 0, 3),
+        x_test=draw(stream(key, "test"), (5, 6)) * zeroed,
+    )
+
+
+def sgd_step_error(seed: int, *, shuffled: bool = False) -> Evidence:
+    r"""Relative error of $-\eta K(x, X) \chi / n$ as a prediction of what one step does to test outputs.
+
+    The control reads the kernel against the wrong training examples.
+    """
+    t = toy(seed)
+    kernel = empirical_ntk(t.f, t.params, t.x_test, jnp.roll(t.x, 1, axis=0) if shuffled else t.x)
+    chi = jax.nn.softmax(t.f(t.params, t.x)) - jax.nn.one_hot(t.labels, 3)
+    direction = -jnp.tensordot(kernel, chi, axes=2) / len(t.labels)
+    grads = jax.grad(t.loss)(t.params)
+    before = t.f(t.params, t.x_test)
+    errors = []
+    for rate in LEARNING_RATES:
+        actual = t.f(tree_axpy(-rate, grads, t.params), t.x_test) - before
+        errors.append(float(jnp.linalg.norm(actual - rate * direction) / jnp.linalg.norm(rate * direction)))
+    return Evidence(errors, x=LEARNING_RATES, setting={"network": "6-16-3 tanh", "examples": 8})
+
+
+def first_adam_step(seed: int, *, late: bool = False, eps: float = 1e-3) -> Evidence:
+    r"""Update of Adam from a fresh state against $-\eta\, g / (|g| + \epsilon)$; the control takes its second step."""
+    update, grads = _adam_update(toy(seed), late=late, eps=eps)
+    predicted = jax.tree.map(lambda g: -0.1 * g / (jnp.abs(g) + eps), grads)
+    return Evidence(_flat(update), _flat(predicted), setting={"eps": eps})
+
+
+def first_adam_step_sign(seed: int, *, late: bool = False) -> Evidence:
+    r"""Largest distance of Adam's first step from $-\eta \operatorname{sign} g$ where g is not 0, as eps falls."""
+    t = toy(seed)
+    epsilons = np.logspace(-2, -14, 7)
+    errors, zeros = [], 0.0
+    for eps in epsilons:
+        update, grads = _adam_update(t, late=late, eps=float(eps))
+        step, gradient = _flat(update) / 0.1, _flat(grads)
+        moving = np.abs(gradient) > 1e-6
+        errors.append(float(np.abs(step + np.sign(gradient))[moving].max()))
+        zeros = float((gradient == 0).mean())
+    return Evidence(errors, x=1 / epsilons, setting={"zero_gradient_frac": zeros})
+
+
+def adam_ntk_trajectory(seed: int, *, frozen: bool = True) -> Evidence:
+    r"""Outputs of the tangent model trained by Adam-NTK against kernel descent with $J P J^\top$.
+
+    Without and with momentum, on minibatches, on train and test points. The control trains with Adam, whose second
+    moment moves.
+    """
+    t = toy(seed)
+    eps, rate, steps = 1e-4, 0.05, 20
+    moment = jax.tree.map(lambda g: g**2 + 1e-3, jax.grad(t.loss)(t.params))
+    options = {"kernel": "preconditioned", "preconditioner": adam_preconditioner(moment, eps=eps)}
+    kernel = empirical_ntk(t.f, t.params, t.x, **options)
+    kernel_test = empirical_ntk(t.f, t.params, t.x_test, t.x, **options)
+    f_lin = linearize(t.f, t.params)
+    batches = jax.random.randint(stream(jax.random.key(seed), "batches"), (steps, 4), 0, len(t.labels))
+    predicted, measured = [], []
+    for b1 in (0.0, 0.9):
+        path = kernel_gradient_descent(
+            kernel,
+            t.f(t.params, t.x),
+            t.labels,
+            cross_entropy,
+            learning_rate=rate,
+            steps=steps,
+            batches=batches,
+            b1=b1,
+            kernel_test=kernel_test,
+            f0_test=t.f(t.params, t.x_test),
+        )
+        frozen_options: dict[str, Any] = {"second_moment": moment} if frozen else {}
+        tx = make_optimizer("adam_ntk" if frozen else "adam", rate, b1=b1, eps=eps, **frozen_options)
+        state, _ = make_segment(f_lin, cross_entropy, tx)(init_state(t.params, tx), t.x, t.labels, batches)
+        predicted += [path.train[-1], path.test[-1]]
+        measured += [f_lin(state.params, t.x), f_lin(state.params, t.x_test)]
+    return Evidence(_flat(measured), _flat(predicted), setting={"steps": steps, "b1": [0.0, 0.9]})
+
+
+def linearization_error(seed: int, *, fixed_size: bool = False) -> Evidence:
+    r"""Relative error of the tangent model after the minimum-norm step that removes a residual s r, against s.
+
+    Fitting s r needs a change of parameters $J^\top K^{-1} s r$: the first-order change of the outputs is s r, the
+    second-order one $O(s^2)$. The control removes the whole residual whatever s.
+    """
+    t = toy(seed)
+    f0 = t.f(t.params, t.x)
+    kernel = empirical_ntk(t.f, t.params, t.x)
+    residual = jax.nn.one_hot(t.labels, 3) - jax.nn.softmax(f0)
+    scales = np.logspace(-3, -1, 6)
+    errors = []
+    for scale in scales:
+        reach = 1.0 if fixed_size else float(scale)
+        solution = kernel_ridge_regression(kernel, f0 + reach * residual, f0=f0)
+        _, pullback = jax.vjp(lambda p: t.f(p, t.x), t.params)
+        moved = tree_add(t.params, pullback(solution.dual)[0])
+        change = t.f(moved, t.x) - f0
+        tangent = linearize(t.f, t.params)(moved, t.x) - f0
+        errors.append(float(jnp.linalg.norm(change - tangent) / jnp.linalg.norm(tangent)))
+    return Evidence(errors, x=scales, setting={"residual": "one-hot minus softmax"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """What one fine-tuning run is judged by."""
+
+    accuracy_start: float
+    accuracy: float
+    """After fine-tuning."""
+    accuracy_kernel: float
+    """Of the kernel regression that belongs to the optimiser."""
+    accuracy_linearized: float
+    """Of the tangent model at the parameters that fine-tuning reached."""
+    linearization_gap: float
+    feature_drift: float
+    kernel_drift: float
+
+
+THRESHOLDS = {"linearization_gap": 0.35, "feature_drift": 0.3, "kernel_drift": 0.3, "solves_frac": 0.9}
+"""Ours: the outputs, the gradients and the kernel may change by no more than a third from what the tangent says."""
+
+PAPER_THRESHOLDS = {"solves_frac": 0.9, "recovered_frac": 0.5, "feature_drift": 2.0}
+"""Those of the paper: 90 % of fine-tuning by the kernel, half of its gain by the tangent model, drift below 2."""
+
+TUNED_LOSS = 0.25
+"""Training loss, in nats, at which arms are compared: less fine-tuning would drift less whatever the arm."""
+
+LEAST_GAIN = 0.05
+"""Gain in accuracy below which the share that the tangent model recovers says nothing."""
+
+
+def kernel_verdict(d: Diagnostics) -> str:
+    """Whether a run is a kernel method by our thresholds: ``yes``, ``no: <what fails>``, or that nothing moved.
+
+    Example:
+      >>> kernel_verdict(Diagnostics(0.5, 0.9, 0.88, 0.9, 0.1, 0.2, 0.5))
+      'no: kernel_drift'
+    """
+    if not np.isfinite(d.linearization_gap):
+        return "outputs did not move"
+    limits = {name: limit for name, limit in THRESHOLDS.items() if name != "solves_frac"}
+    failing = [name for name, limit in limits.items() if not getattr(d, name) <= limit]
+    if not d.accuracy_kernel >= THRESHOLDS["solves_frac"] * d.accuracy:
+        failing.append("kernel_accuracy")
+    return "yes" if not failing else "no: " + ", ".join(failing)
+
+
+def paper_verdict(d: Diagnostics) -> str:
+    """The verdict by the paper's thresholds, which are lax.
+
+    Where fine-tuning gained less than ``LEAST_GAIN``, the tangent model's share of the gain is left out.
+
+    Example:
+      >>> paper_verdict(Diagnostics(0.5, 0.9, 0.88, 0.9, 0.1, 0.2, 0.5))
+      'yes'
+    """
+    gain = d.accuracy - d.accuracy_start
+    solves = d.accuracy_kernel >= PAPER_THRESHOLDS["solves_frac"] * d.accuracy
+    recovered = d.accuracy_linearized - d.accuracy_start
+    recovers = gain < LEAST_GAIN or recovered >= PAPER_THRESHOLDS["recovered_frac"] * gain
+    fixed = d.feature_drift < PAPER_THRESHOLDS["feature_drift"]
+    return "yes" if solves and recovers and fixed else "no"
+
+
+def chi_size(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    r"""Mean over examples of $\max_c |\chi_c|$ for cross-entropy: 0 where the network already solves the task.
+
+    Example:
+      >>> float(chi_size(jnp.zeros((4, 2)), jnp.array([0, 1, 1, 0])))
+      0.5
+    """
+    return jnp.abs(output_derivative(cross_entropy, outputs, labels)).max(axis=1).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """One arm of a toy task: a pre-trained network before and after fine-tuning."""
+
+    f: OutputFn
+    params: Params
+    inputs: TokenBatch
+    labels: jax.Array
+    tuned: Params
+
+
+@functools.cache
+def _pretrained(seed: int):
+    config = PretrainingConfig(width=24, heads=4, steps=800, learning_rate=8e-3, seed=seed)
+    encoder, params, tokenizer, _ = pretrain_reviews(config)
+    # Looped layers compile in half the time, which is most of what this small network costs.
+    return dataclasses.replace(encoder, scan_layers=True), params, tokenizer
+
+
+@functools.cache
+def _arm_outputs(encoder: EncoderConfig, label_ids: tuple[int, ...]) -> OutputFn:
+    return make_prompt_logits(encoder, label_ids) if label_ids else make_class_logits(encoder)
+
+
+@functools.cache
+def tuning(seed: int, arm: str) -> Tuning:
+    """A network pre-trained on generated reviews, fine-tuned on 16 of them a class until the loss is ``TUNED_LOSS``.
+
+    ``prompt``: the cloze; ``swapped``: the cloze with the two label words exchanged; ``head``: a fresh linear head;
+    ``probe``: a head at the solution of logistic regression.
+    """
+    encoder, params, tokenizer = _pretrained(seed)
+    task = get_task("reviews")
+    sample = sample_kshot(review_splits(seed).train, classes=2, k=16, seed=seed).train
+    if arm in ("prompt", "swapped"):
+        encoded = encode_prompt(tokenizer, task, sample)
+        f = _arm_outputs(encoder, label_word_ids(tokenizer, task.label_words))
+    else:
+        encoded = encode_plain(tokenizer, sample, max_tokens=task.max_tokens, token_types=2)
+        f = _arm_outputs(encoder, ())
+    inputs, labels = jax.tree.map(jnp.asarray, pad(encoded, length=task.max_tokens))
+    # To exchange the words of two classes is to exchange the labels.
+    labels = 1 - labels if arm == "swapped" else labels
+    if arm == "head":
+        head = init_classifier(encoder.width, 2, key=stream(jax.random.key(seed), "head"))
+        params = {"encoder": params["encoder"], "classifier": head}
+    elif arm == "probe":
+        head = fit_linear_probe(make_features(encoder)(params, inputs), labels, classes=2, l2=0.1)
+        params = {"encoder": params["encoder"], "classifier": head}
+    return Tuning(f, params, inputs, labels, _tuned(f, params, inputs, labels))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tuned(f: OutputFn, params: Params, inputs: TokenBatch, labels: jax.Array) -> Params:
+    """Gradient descent on all examples until the training loss is at most ``TUNED_LOSS``, for 400 steps at most."""
+
+    def loss(params: Params) -> jax.Array:
+        return cross_entropy(f(params, inputs), labels)
+
+    def step(carry):
+        count, params, _ = carry
+        params = tree_axpy(-0.02, jax.grad(loss)(params), params)
+        return count + 1, params, loss(params)
+
+    carry = (jnp.zeros((), jnp.int32), params, loss(params))
+    return jax.lax.while_loop(lambda c: (c[2] > TUNED_LOSS) & (c[0] < 400), step, carry)[1]
+
+
+def prompt_below_head(seed: int, quantity: str, *, prompt: str = "prompt", head: str = "head") -> Evidence:
+    """A quantity of the cloze prompt against that of a fresh head.
+
+    The claim is about natural tasks: a network that does not solve the prompted task before fine-tuning, with
+    accuracy above 0.7, does not meet its precondition. The control exchanges which arm is natural.
+    """
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        zero_shot = tuning_measures(seed, "prompt")["accuracy"]
+        values = [tuning_measures(seed, arm)[quantity] for arm in (prompt, head)]
+    return Evidence(
+        measured=values[0],
+        predicted=values[1],
+        setting={"zero_shot_accuracy": zero_shot, "precision": "float32, matmul highest"},
+        unmet=() if zero_shot > 0.7 else (f"natural task (zero-shot accuracy {zero_shot:.2f}, seed {seed})",),
+    )
+
+
+@functools.cache
+def tuning_measures(seed: int, arm: str) -> dict[str, float]:
+    """What is compared between arms, each measured on the training examples."""
+    t = tuning(seed, arm)
+    return {k: float(v) for k, v in _measures(t.f, t.params, t.tuned, t.inputs, t.labels).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measures(f: OutputFn, params: Params, tuned: Params, inputs: TokenBatch, labels: jax.Array) -> dict:
+    before, after = jax.lax.map(lambda p: empirical_ntk(f, p, inputs, block_size=16), _stack(params, tuned))
+    outputs = f(params, inputs)
+    return {
+        "chi": chi_size(outputs, labels),
+        "accuracy": accuracy(outputs, labels),
+        "log_kernel_drift": jnp.log(kernel_drift(before, after).relative_norm),
+        "linearization_gap": linearization_gap(f, params, tuned, inputs),
+    }
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _adam_update(t: Toy, *, late: bool, eps: float) -> tuple[Params, Params]:
+    """The update that Adam makes at the toy's parameters, and the gradient it is made of.
+
+    ``late`` gives Adam a step elsewhere first.
+    """
+    tx = make_optimizer("adam", 0.1, eps=eps)
+    state = tx.init(t.params)
+    if late:
+        elsewhere = jax.grad(t.loss)(jax.tree.map(lambda a: -a, t.params))
+        _, state = tx.update(elsewhere, state, t.params)
+    grads = jax.grad(t.loss)(t.params)
+    return tx.update(grads, state, t.params)[0], grads
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _claim(name: str, statement: str, where: str, kind: Any, check: Callable, control: dict, breaks: str, **options):
+    """A claim whose control is the same check with options that break an assumption."""
+    return Claim(
+        id=f"kernel_finetuning/{name}",
+        statement=statement,
+        source=f"{PAPER}, {where}",
+        kind=kind,
+        check=check,
+        control=functools.partial(check, **control),
+        control_breaks=breaks,
+        **options,
+    )
+
+
+def _prompt_claim(name: str, statement: str, where: str, quantity: str) -> Claim:
+    check = functools.partial(prompt_below_head, quantity=quantity)
+    control = {"prompt": "swapped", "head": "probe"}
+    breaks = "swapped label words against a head at its linear probe"
+    return _claim(name, statement, where, "ordering", check, control, breaks, seeds=3, max_seeds=6)
+
+
+CHI_PROMPT = _prompt_claim(
+    "chi-prompt",
+    "Before fine-tuning, the output derivative of a prompted pre-trained network is smaller than that of a fresh head.",
+    "definition 5.3",
+    "chi",
+)
+KERNEL_DRIFT_PROMPT = _prompt_claim(
+    "kernel-drift-prompt",
+    "Fine-tuned to the same training loss, the log of the kernel drift is smaller for a prompt than for a fresh head.",
+    "section 6",
+    "log_kernel_drift",
+)
+LINEARIZATION_PROMPT = _prompt_claim(
+    "linearization-prompt",
+    "Fine-tuned to the same training loss, the tangent model errs less with a prompt than with a fresh head.",
+    "section 6",
+    "linearization_gap",
+)
+
+CLAIMS = (
+    _claim(
+        "sgd-step",
+        "One SGD step moves test outputs by -eta K chi / n, with a relative error linear in eta.",
+        "section 3",
+        "rate",
+        sgd_step_error,
+        {"shuffled": True},
+        "kernel against other training examples",
+        slope=1.0,
+        tolerance=0.05,
+        seeds=3,
+    ),
+    _claim(
+        "first-adam-step",
+        "The first step of Adam is -eta g / (|g| + eps).",
+        "section 3",
+        "identity",
+        first_adam_step,
+        {"late": True},
+        "the state has seen another gradient",
+        seeds=3,
+    ),
+    _claim(
+        "first-adam-step-sign",
+        "As eps tends to 0, the first step of Adam tends to the sign step wherever the gradient is not 0.",
+        "section 3",
+        "limit",
+        first_adam_step_sign,
+        {"late": True},
+        "the state has seen another gradient",
+        tolerance=1e-6,
+        seeds=3,
+    ),
+    _claim(
+        "adam-ntk",
+        "A tangent model under Adam with a frozen second moment is kernel descent with J P J^T, momentum included.",
+        "section 3",
+        "identity",
+        adam_ntk_trajectory,
+        {"frozen": False},
+        "the second moment moves",
+        seeds=3,
+    ),
+    _claim(
+        "linearization-residual",
+        "The relative error of the tangent model is linear in the residual to be fitted.",
+        "theorem 5.5",
+        "rate",
+        linearization_error,
+        {"fixed_size": True},
+        "the step does not shrink with the residual",
+        slope=1.0,
+        tolerance=0.05,
+        seeds=3,
+    ),
+    CHI_PROMPT,
+    KERNEL_DRIFT_PROMPT,
+    LINEARIZATION_PROMPT,
+)
