@@ -343,7 +343,7 @@ def tuning_measures(seed: int, arm: str) -> dict[str, float]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measures(f: OutputFn, params: Params, tuned: Params, inputs: TokenBatch, labels: jax.Array) -> dict:
-    before, after = jax.lax.map(lambda p: empirical_ntk(f, p, inputs, block_size=16), _stack(params, tuned))
+    before, after = jax.lax.map(lambda p: empirical_ntk(f, p, inputs, block_size=32), _stack(params, tuned))
     outputs = f(params, inputs)
     return {
         "chi": chi_size(outputs, labels),

@@ -88,24 +88,22 @@ def measure_start(unit: Unit, config: KernelFinetuningConfig, mesh: Mesh | None)
     preconditioner = None
     if "preconditioned" in solving.kernels:
         preconditioner = adam_preconditioner(adam_moment(unit, config.training), eps=EPS)
-    kernels = {}
-    for name in solving.kernels:
 
-        def against_train(batch: TokenBatch, name=name) -> Array:
-            k = empirical_ntk(
-                unit.f,
-                unit.params,
-                unit.train.inputs,
-                batch,
-                kernel=name,
-                preconditioner=preconditioner if name == "preconditioned" else None,
-                block_size=(solving.rows, solving.columns),
-                mesh=mesh,
-            )
-            return jnp.transpose(k, (2, 3, 0, 1))
+    def against_train(batch: TokenBatch) -> Array:
+        found = empirical_ntk(
+            unit.f,
+            unit.params,
+            unit.train.inputs,
+            batch,
+            kernel=solving.kernels,
+            preconditioner=preconditioner,
+            block_size=(solving.rows, solving.columns),
+            mesh=mesh,
+        )
+        return jnp.stack([jnp.transpose(found[name], (2, 3, 0, 1)) for name in solving.kernels], axis=1)
 
-        kernels[name] = unit.pool.evaluate(against_train)
-    return Start(outputs, kernels)
+    stacked = unit.pool.evaluate(against_train)
+    return Start(outputs, {name: stacked[:, i] for i, name in enumerate(solving.kernels)})
 
 
 def solve_kernel(unit: Unit, start: Start, name: str, config: KernelFinetuningConfig) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetu
     measured = _drift(
         unit.f,
         config.drift_examples,
-        config.solving.columns,
+        config.solving.rows,
         unit.params,
         params,
         (unit.train.inputs, unit.train.labels),
@@ -173,14 +171,14 @@ def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetu
 def _drift(
     f: OutputFn,
     examples: int,
-    block_size: int,
+    rows: int,
     params0: Params,
     params: Params,
     train: tuple[TokenBatch, Array],
     probe: tuple[TokenBatch, Array],
     kernel0: Array,
 ) -> dict[str, Array]:
-    kernel = empirical_ntk(f, params, train[0], block_size=block_size)
+    kernel = empirical_ntk(f, params, train[0], block_size=rows)
     followed = jax.tree.map(lambda leaf: leaf[:examples], probe[0])
     relative, cosine = kernel_drift(kernel0, kernel)
     outputs = f(params, probe[0])
@@ -189,7 +187,7 @@ def _drift(
         "probe_loss_nats": cross_entropy(outputs, probe[1]),
         "probe_accuracy": accuracy(outputs, probe[1]),
         "linearization_gap": linearization_gap(f, params0, params, probe[0]),
-        "feature_drift": feature_drift(f, params0, params, followed, block_size=block_size).mean(),
+        "feature_drift": feature_drift(f, params0, params, followed, block_size=rows).mean(),
         "kernel_drift": relative,
         "kernel_cosine": cosine,
     }

@@ -1,7 +1,6 @@
 """Jacobians of outputs with respect to parameters, one gradient an example and output."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxft.core.checks import leading_size, require
@@ -43,6 +42,7 @@ def output_jacobian(f: OutputFn, params: Params, x: Inputs) -> PyTree:
       UserError: ``f`` returns another shape.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> f = lambda w, x: x @ w
       >>> output_jacobian(f, jnp.ones(2), jnp.array([[1.0, 2.0], [3.0, -1.0]])).tolist()
       [[1.0, 2.0], [3.0, -1.0]]
@@ -51,11 +51,6 @@ def output_jacobian(f: OutputFn, params: Params, x: Inputs) -> PyTree:
 
     def of_one(example: Inputs) -> PyTree:
         batch_of_one = jax.tree.map(lambda leaf: leaf[None], example)
-        out, pullback = jax.vjp(lambda p: f(p, batch_of_one)[0], params)
-        if out.ndim == 0:
-            return pullback(jnp.ones_like(out))[0]
-        # One pass an output: a vmap over the cotangents would carry the zeros of the other outputs along.
-        gradients = [pullback(row)[0] for row in jnp.eye(out.shape[0], dtype=out.dtype)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+        return jax.jacrev(lambda p: f(p, batch_of_one)[0])(params)
 
     return jax.vmap(of_one)(x)

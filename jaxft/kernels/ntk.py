@@ -33,13 +33,13 @@ def empirical_ntk(
     x: Inputs,
     y: Inputs | None = None,
     *,
-    kernel: KernelName = "sgd",
+    kernel: KernelName | tuple[KernelName, ...] = "sgd",
     preconditioner: PyTree | None = None,
     block_size: int | tuple[int, int] = 8,
     accum_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
-) -> Float[Array, "n m"] | Float[Array, "n c m c"]:
+) -> Float[Array, "n m"] | Float[Array, "n c m c"] | dict[str, Array]:
     r"""Kernel of gradient descent (or of a preconditioned or sign-based surrogate) at ``params``.
 
     ========================  ==================================================================
@@ -53,24 +53,24 @@ def empirical_ntk(
     is not sign descent, whose kernel is not symmetric. Outputs that depend on other examples of the batch are not
     covered.
 
-    Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, whatever n and m. Work: n * c gradients
-    for the rows, m * c for the columns of every block of rows, and 2 n m c^2 p operations of the contraction (half
-    of it for ``y=None``).
+    Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, and their maps, whatever n and m. Work:
+    n * c gradients for the rows, m * c for the columns of every block of rows, and 2 n m c^2 p operations of the
+    contraction (half of it for ``y=None``).
 
     Args:
       f: Outputs ``[n]`` (kernel ``(n, m)``) or ``[n, c]`` (kernel ``(n, c, m, c)``).
       params: Point of linearisation.
       x: Rows; examples on axis 0 of every leaf.
       y: Columns; ``None`` means ``x``.
-      kernel: Name of the kernel.
-      preconditioner: The diagonal of P as a tree like ``params``; for ``preconditioned`` alone.
+      kernel: Name of the kernel, or several: they share the gradients, which are most of the work.
+      preconditioner: The diagonal of P as a tree like ``params``; goes with ``preconditioned``.
       block_size: Examples in a block, or (rows, columns).
       accum_dtype: Type of the sums over parameters and of the result; ``None`` means that of the outputs.
       precision: Precision of the matrix products.
       mesh: Devices to spread the columns over, along all its axes; ``None`` means no placement.
 
     Returns:
-      The kernel, first axes ``x``, last axes ``y``.
+      The kernel, first axes ``x``, last axes ``y``; a dict of them by name where several were asked for.
 
     Raises:
       UserError: An unknown kernel, a missing or ill-fitting or (concrete) negative preconditioner, a block size below
@@ -88,32 +88,35 @@ def empirical_ntk(
       Malladi et al. 2023, arXiv 2210.05643, section 3 (SGD and sign kernels); Jacot et al. 2018, arXiv 1806.07572.
     """
     where = "empirical_ntk"
-    require(kernel in FEATURES, where, "unknown kernel", repr(kernel), nearest(str(kernel), FEATURES))
+    names = (kernel,) if isinstance(kernel, str) else tuple(kernel)
+    for name in names:
+        require(name in FEATURES, where, "unknown kernel", repr(name), nearest(str(name), FEATURES))
+    require(bool(names), where, "needs a kernel", "none", nearest("", FEATURES))
     rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
     require(min(rows, columns) >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
     shape_x = output_shape(where, f, params, x)
     if y is not None:
         output_shape(where, f, params, y)
     require_finite(where, params, "params")
-    _check_preconditioner(where, kernel, params, preconditioner)
+    _check_preconditioner(where, names, params, preconditioner)
     accumulate = jnp.dtype(accum_dtype or jax.eval_shape(f, params, x).dtype)
-    settings = (f, kernel, rows, columns, accumulate, precision)
+    settings = (f, names, rows, columns, accumulate, precision)
     flat = (
-        _blocked_kernel(*settings, params, x, y, preconditioner)
+        _blocked_kernels(*settings, params, x, y, preconditioner)
         if mesh is None
-        else _sharded_kernel(mesh, settings, params, x, x if y is None else y, preconditioner)
+        else _sharded_kernels(mesh, settings, params, x, x if y is None else y, preconditioner)
     )
-    if len(shape_x) == 1:
-        return flat
-    n, c = shape_x
-    return flat.reshape(n, c, -1, c)
+    if len(shape_x) == 2:
+        n, c = shape_x
+        flat = [k.reshape(n, c, -1, c) for k in flat]
+    return flat[0] if isinstance(kernel, str) else dict(zip(names, flat, strict=True))
 
 
-def _check_preconditioner(where: str, kernel: str, params: Params, preconditioner: PyTree | None) -> None:
+def _check_preconditioner(where: str, kernels: tuple[str, ...], params: Params, preconditioner: PyTree | None) -> None:
     given = preconditioner is not None
     rule = 'preconditioner goes with kernel="preconditioned", and only with it'
     advice = "Pass 1 / (sqrt(second moment) + eps), or choose another kernel"
-    require(given == (kernel == "preconditioned"), where, rule, f"kernel {kernel!r}, given={given}", advice)
+    require(given == ("preconditioned" in kernels), where, rule, f"{', '.join(kernels)}, given={given}", advice)
     if not given:
         return
     shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, preconditioner)
@@ -125,8 +128,8 @@ def _check_preconditioner(where: str, kernel: str, params: Params, preconditione
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _blocked_kernel(f, kernel, rows, columns, accumulate, precision, params, x, y, preconditioner) -> Array:
-    """The kernel with (example, output) flattened on both sides.
+def _blocked_kernels(f, names, rows, columns, accumulate, precision, params, x, y, preconditioner) -> list[Array]:
+    """The kernels with (example, output) flattened on both sides.
 
     For ``y=None`` only blocks on or above the diagonal are computed.
     """
@@ -134,38 +137,43 @@ def _blocked_kernel(f, kernel, rows, columns, accumulate, precision, params, x, 
     if symmetric:
         y, columns = x, rows
     n, m = (jax.tree.leaves(side)[0].shape[0] for side in (x, y))
+    rows, columns = min(rows, n), min(columns, m)
     c = max(jax.eval_shape(f, params, x).shape[1:], default=1)
+    diagonals = [p.reshape(1, -1) for p in jax.tree.leaves(preconditioner)]
+    dot = functools.partial(jnp.matmul, precision=precision, preferred_element_type=accumulate)
 
-    def features(side, block):
-        jacobian = output_jacobian(f, params, jax.tree.map(lambda leaf: leaf[block], side))
-        leaves = jax.tree.leaves(jacobian)
-        diagonals = [p.reshape(1, -1) for p in jax.tree.leaves(preconditioner)] or [None] * len(leaves)
-        flat = [leaf.reshape(block.size * c, -1) for leaf in leaves]
-        return [FEATURES[kernel](g, p) for g, p in zip(flat, diagonals, strict=True)]
+    def jacobian(side, block):
+        leaves = jax.tree.leaves(output_jacobian(f, params, jax.tree.map(lambda leaf: leaf[block], side)))
+        return [leaf.reshape(block.size * c, -1) for leaf in leaves]
 
     def contract(left, right):
-        dot = functools.partial(jnp.matmul, precision=precision, preferred_element_type=accumulate)
-        return sum((dot(a, b.T) for a, b in zip(left, right, strict=True)), jnp.zeros((), accumulate))
+        def gram(features):
+            terms = zip(left, right, diagonals or [None] * len(left), strict=True)
+            return sum((dot(features(a, p), features(b, p).T) for a, b, p in terms), jnp.zeros((), accumulate))
+
+        return jnp.stack([gram(FEATURES[name]) for name in names])
 
     def row_of_blocks(i):
-        left = features(x, _block(i, rows, n))
+        left = jacobian(x, _block(i, rows, n))
+        if symmetric and rows == n:
+            return contract(left, left)
 
         def one_block(j):
             def compute():
-                return contract(left, features(y, _block(j, columns, m)))
+                return contract(left, jacobian(y, _block(j, columns, m)))
 
             if not symmetric:
                 return compute()
-            return jax.lax.cond(j >= i, compute, lambda: jnp.zeros((rows * c, columns * c), accumulate))
+            return jax.lax.cond(j >= i, compute, lambda: jnp.zeros((len(names), rows * c, columns * c), accumulate))
 
         blocks = jax.lax.map(one_block, jnp.arange(-(-m // columns)))
-        return jnp.swapaxes(blocks, 0, 1).reshape(rows * c, -1)[:, : m * c]
+        return jnp.moveaxis(blocks, 0, 2).reshape(len(names), rows * c, -1)[..., : m * c]
 
-    full = jax.lax.map(row_of_blocks, jnp.arange(-(-n // rows))).reshape(-1, m * c)[: n * c]
-    if not symmetric:
-        return full
-    upper = jnp.triu(full)
-    return upper + jnp.triu(full, 1).T
+    full = jnp.moveaxis(jax.lax.map(row_of_blocks, jnp.arange(-(-n // rows))), 0, 1)
+    full = full.reshape(len(names), -1, m * c)[:, : n * c]
+    if symmetric:
+        full = jnp.triu(full) + jnp.swapaxes(jnp.triu(full, 1), 1, 2)
+    return list(full)
 
 
 def _block(index: Array, size: int, total: int) -> Array:
@@ -173,17 +181,17 @@ def _block(index: Array, size: int, total: int) -> Array:
     return jnp.minimum(index * size + jnp.arange(size), total - 1)
 
 
-def _sharded_kernel(mesh: Mesh, settings, params, x, y, preconditioner) -> Array:
+def _sharded_kernels(mesh: Mesh, settings, params, x, y, preconditioner) -> list[Array]:
     """Each device computes the columns of its share of ``y``."""
     m = jax.tree.leaves(y)[0].shape[0]
     share = jnp.minimum(jnp.arange(-(-m // mesh.size) * mesh.size), m - 1)
     columns = PartitionSpec(mesh.axis_names)
     run = jax.shard_map(
-        lambda *operands: _blocked_kernel(*settings, *operands),
+        lambda *operands: _blocked_kernels(*settings, *operands),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(), columns, PartitionSpec()),
         out_specs=PartitionSpec(None, mesh.axis_names),
         check_vma=False,
     )
     flat = jax.jit(run)(params, x, jax.tree.map(lambda leaf: leaf[share], y), preconditioner)
-    return flat[:, : flat.shape[1] // share.size * m]
+    return [k[:, : k.shape[1] // share.size * m] for k in flat]

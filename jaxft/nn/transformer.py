@@ -197,7 +197,7 @@ def _norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
 
 
 def init_encoder(config: EncoderConfig, *, key: Array, mlm: bool = False) -> Params:
-    """Random parameters in float32: kernels and embeddings normal of deviation ``config.init_scale``, biases 0, scales 1.
+    """Random float32 parameters: kernels and embeddings normal of deviation ``config.init_scale``, biases 0, scales 1.
 
     Args:
       config: The encoder.

@@ -118,3 +118,17 @@ def test_memory_is_bounded_by_the_blocks(problem32):
 
     jacobians = 4 * (5 + 5) * 3 * (4 * 5 + 5 + 5 * 3)
     assert temporaries(64) < temporaries(4) + jacobians
+
+
+def test_several_kernels_at_once_equal_each_alone(problem, preconditioner):
+    names = tuple(DENSE)
+    for side in (problem.y, None):
+        together = empirical_ntk(
+            problem.f, problem.params, problem.x, side, kernel=names, preconditioner=preconditioner, block_size=3
+        )
+        for name in names:
+            p = preconditioner if name == "preconditioned" else None
+            alone = empirical_ntk(
+                problem.f, problem.params, problem.x, side, kernel=name, preconditioner=p, block_size=3
+            )
+            np.testing.assert_allclose(together[name], alone, rtol=1e-12, atol=1e-12)

@@ -79,5 +79,7 @@ def test_shared_kernel_equals_full_kernel_with_identity_outputs(x64):
 def test_larger_ridge_shrinks_and_jit_agrees(kernels, targets):
     solve = jax.jit(lambda k, y: kernel_ridge_regression(k, y, ridge=1.0).dual)
     np.testing.assert_allclose(solve(kernels[0], targets), kernel_ridge_regression(kernels[0], targets, ridge=1.0).dual)
-    sizes = [float(jnp.linalg.norm(kernel_ridge_regression(kernels[0], targets, ridge=r).dual)) for r in (0.01, 0.1, 1.0)]
+    sizes = [
+        float(jnp.linalg.norm(kernel_ridge_regression(kernels[0], targets, ridge=r).dual)) for r in (0.01, 0.1, 1.0)
+    ]
     assert sizes == sorted(sizes, reverse=True)
