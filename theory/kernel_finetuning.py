@@ -46,6 +46,13 @@ PAPER = "arXiv 2210.05643"
 LEARNING_RATES = np.logspace(-4, -2, 6)
 """Step sizes over which one step is compared with its first-order prediction."""
 
+RESIDUAL_SCALES = np.logspace(-3, -1, 6)
+"""Parts of a residual that a step removes, over which the error of the tangent model is followed."""
+
+ADAM_RATE = 0.1
+ADAM_STEPS = 20
+MOMENTA = (0.0, 0.9)
+
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
@@ -65,7 +72,7 @@ class Toy:
 _INIT, _NETWORK = make_mlp((16, 3), activation="tanh")
 
 
-def toy(seed: int) -> Toy:
+def toy(seed: int | jax.Array) -> Toy:
     """Inputs of dimension 6, the last of them always 0: its weights have gradient 0, as unused words have."""
     key = jax.random.key(seed)
     draw = functools.partial(jax.random.normal, dtype=jnp.float64)
@@ -84,38 +91,63 @@ def sgd_step_error(seed: int, *, shuffled: bool = False) -> Evidence:
 
     The control reads the kernel against the wrong training examples.
     """
+    errors = _sgd_step_errors(seed, shuffled)
+    return Evidence(errors, x=LEARNING_RATES, setting={"network": "6-16-3 tanh", "examples": 8})
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sgd_step_errors(seed: jax.Array, shuffled: bool) -> jax.Array:
     t = toy(seed)
     kernel = empirical_ntk(t.f, t.params, t.x_test, jnp.roll(t.x, 1, axis=0) if shuffled else t.x)
-    chi = jax.nn.softmax(t.f(t.params, t.x)) - jax.nn.one_hot(t.labels, 3)
+    chi = output_derivative(cross_entropy, t.f(t.params, t.x), t.labels)
     direction = -jnp.tensordot(kernel, chi, axes=2) / len(t.labels)
     grads = jax.grad(t.loss)(t.params)
     before = t.f(t.params, t.x_test)
-    errors = []
-    for rate in LEARNING_RATES:
+
+    def error(rate: jax.Array) -> jax.Array:
         actual = t.f(tree_axpy(-rate, grads, t.params), t.x_test) - before
-        errors.append(float(jnp.linalg.norm(actual - rate * direction) / jnp.linalg.norm(rate * direction)))
-    return Evidence(errors, x=LEARNING_RATES, setting={"network": "6-16-3 tanh", "examples": 8})
+        return jnp.linalg.norm(actual - rate * direction) / jnp.linalg.norm(rate * direction)
+
+    return jax.lax.map(error, jnp.asarray(LEARNING_RATES))
 
 
 def first_adam_step(seed: int, *, late: bool = False, eps: float = 1e-3) -> Evidence:
     r"""Update of Adam from a fresh state against $-\eta\, g / (|g| + \epsilon)$; the control takes its second step."""
-    update, grads = _adam_update(toy(seed), late=late, eps=eps)
-    predicted = jax.tree.map(lambda g: -0.1 * g / (jnp.abs(g) + eps), grads)
+    update, grads = _adam_updates(seed, jnp.array([eps]), late)
+    predicted = jax.tree.map(lambda g: -ADAM_RATE * g / (jnp.abs(g) + eps), grads)
     return Evidence(_flat(update), _flat(predicted), setting={"eps": eps})
 
 
 def first_adam_step_sign(seed: int, *, late: bool = False) -> Evidence:
     r"""Largest distance of Adam's first step from $-\eta \operatorname{sign} g$ where g is not 0, as eps falls."""
-    t = toy(seed)
     epsilons = np.logspace(-2, -14, 7)
-    errors, zeros = [], 0.0
-    for eps in epsilons:
-        update, grads = _adam_update(t, late=late, eps=float(eps))
-        step, gradient = _flat(update) / 0.1, _flat(grads)
-        moving = np.abs(gradient) > 1e-6
-        errors.append(float(np.abs(step + np.sign(gradient))[moving].max()))
-        zeros = float((gradient == 0).mean())
-    return Evidence(errors, x=1 / epsilons, setting={"zero_gradient_frac": zeros})
+    updates, grads = _adam_updates(seed, jnp.asarray(epsilons), late)
+    gradient = _flat(grads)
+    moving = np.abs(gradient) > 1e-6
+    steps = [_flat(jax.tree.map(lambda leaf, i=i: leaf[i], updates)) / ADAM_RATE for i in range(len(epsilons))]
+    errors = [float(np.abs(step + np.sign(gradient))[moving].max()) for step in steps]
+    return Evidence(errors, x=1 / epsilons, setting={"zero_gradient_frac": float((gradient == 0).mean())})
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _adam_updates(seed: jax.Array, epsilons: jax.Array, late: bool) -> tuple[Params, Params]:
+    """The update that Adam makes at the toy's parameters for each eps, and the gradient it is made of.
+
+    ``late`` gives Adam a step elsewhere first.
+    """
+    t = toy(seed)
+    grads = jax.grad(t.loss)(t.params)
+
+    def update(eps: jax.Array) -> Params:
+        tx = make_optimizer("adam", ADAM_RATE, eps=eps)
+        state = tx.init(t.params)
+        if late:
+            elsewhere = jax.grad(t.loss)(jax.tree.map(lambda a: -a, t.params))
+            _, state = tx.update(elsewhere, state, t.params)
+        return tx.update(grads, state, t.params)[0]
+
+    with jax.numpy_dtype_promotion("standard"):  # as optax needs
+        return jax.vmap(update)(epsilons), grads
 
 
 def adam_ntk_trajectory(seed: int, *, frozen: bool = True) -> Evidence:
@@ -124,34 +156,43 @@ def adam_ntk_trajectory(seed: int, *, frozen: bool = True) -> Evidence:
     Without and with momentum, on minibatches, on train and test points. The control trains with Adam, whose second
     moment moves.
     """
+    predicted, measured = _adam_ntk_outputs(seed, frozen)
+    return Evidence(_flat(measured), _flat(predicted), setting={"steps": ADAM_STEPS, "b1": list(MOMENTA)})
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _adam_ntk_outputs(seed: jax.Array, frozen: bool) -> tuple[list, list]:
+    """Last outputs on train and test points for each momentum: by the kernel, and by the tangent model."""
     t = toy(seed)
-    eps, rate, steps = 1e-4, 0.05, 20
-    moment = jax.tree.map(lambda g: g**2 + 1e-3, jax.grad(t.loss)(t.params))
-    options = {"kernel": "preconditioned", "preconditioner": adam_preconditioner(moment, eps=eps)}
-    kernel = empirical_ntk(t.f, t.params, t.x, **options)
-    kernel_test = empirical_ntk(t.f, t.params, t.x_test, t.x, **options)
+    eps, rate = 1e-4, 0.05
     f_lin = linearize(t.f, t.params)
-    batches = jax.random.randint(stream(jax.random.key(seed), "batches"), (steps, 4), 0, len(t.labels))
+    moment = jax.tree.map(lambda g: g**2 + 1e-3, jax.grad(t.loss)(t.params))
+    both = jnp.concatenate([t.x, t.x_test])
+    preconditioner = adam_preconditioner(moment, eps=eps)
+    kernel = empirical_ntk(t.f, t.params, both, t.x, kernel="preconditioned", preconditioner=preconditioner)
+    outputs, n = t.f(t.params, both), len(t.labels)
+    batches = jax.random.randint(stream(jax.random.key(seed), "batches"), (ADAM_STEPS, 4), 0, n)
     predicted, measured = [], []
-    for b1 in (0.0, 0.9):
+    for b1 in MOMENTA:
         path = kernel_gradient_descent(
-            kernel,
-            t.f(t.params, t.x),
+            kernel[:n],
+            outputs[:n],
             t.labels,
             cross_entropy,
             learning_rate=rate,
-            steps=steps,
+            steps=ADAM_STEPS,
             batches=batches,
             b1=b1,
-            kernel_test=kernel_test,
-            f0_test=t.f(t.params, t.x_test),
+            kernel_test=kernel[n:],
+            f0_test=outputs[n:],
         )
-        frozen_options: dict[str, Any] = {"second_moment": moment} if frozen else {}
-        tx = make_optimizer("adam_ntk" if frozen else "adam", rate, b1=b1, eps=eps, **frozen_options)
-        state, _ = make_segment(f_lin, cross_entropy, tx)(init_state(t.params, tx), t.x, t.labels, batches)
+        options: dict[str, Any] = {"second_moment": moment} if frozen else {}
+        with jax.numpy_dtype_promotion("standard"):  # as optax needs
+            tx = make_optimizer("adam_ntk" if frozen else "adam", rate, b1=b1, eps=eps, **options)
+            state, _ = make_segment(f_lin, cross_entropy, tx)(init_state(t.params, tx), t.x, t.labels, batches)
         predicted += [path.train[-1], path.test[-1]]
         measured += [f_lin(state.params, t.x), f_lin(state.params, t.x_test)]
-    return Evidence(_flat(measured), _flat(predicted), setting={"steps": steps, "b1": [0.0, 0.9]})
+    return predicted, measured
 
 
 def linearization_error(seed: int, *, fixed_size: bool = False) -> Evidence:
@@ -160,21 +201,27 @@ def linearization_error(seed: int, *, fixed_size: bool = False) -> Evidence:
     Fitting s r needs a change of parameters $J^\top K^{-1} s r$: the first-order change of the outputs is s r, the
     second-order one $O(s^2)$. The control removes the whole residual whatever s.
     """
+    errors = _linearization_errors(seed, fixed_size)
+    return Evidence(errors, x=RESIDUAL_SCALES, setting={"residual": "one-hot minus softmax"})
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _linearization_errors(seed: jax.Array, fixed_size: bool) -> jax.Array:
     t = toy(seed)
     f0 = t.f(t.params, t.x)
     kernel = empirical_ntk(t.f, t.params, t.x)
-    residual = jax.nn.one_hot(t.labels, 3) - jax.nn.softmax(f0)
-    scales = np.logspace(-3, -1, 6)
-    errors = []
-    for scale in scales:
-        reach = 1.0 if fixed_size else float(scale)
+    residual = -output_derivative(cross_entropy, f0, t.labels)
+    scales = jnp.asarray(RESIDUAL_SCALES)
+
+    def error(reach: jax.Array) -> jax.Array:
         solution = kernel_ridge_regression(kernel, f0 + reach * residual, f0=f0)
         _, pullback = jax.vjp(lambda p: t.f(p, t.x), t.params)
         moved = tree_add(t.params, pullback(solution.dual)[0])
-        change = t.f(moved, t.x) - f0
-        tangent = linearize(t.f, t.params)(moved, t.x) - f0
-        errors.append(float(jnp.linalg.norm(change - tangent) / jnp.linalg.norm(tangent)))
-    return Evidence(errors, x=scales, setting={"residual": "one-hot minus softmax"})
+        # The tangent model moves by what was asked of the kernel.
+        tangent = reach * residual
+        return jnp.linalg.norm(t.f(moved, t.x) - f0 - tangent) / jnp.linalg.norm(tangent)
+
+    return jax.lax.map(error, jnp.ones_like(scales) if fixed_size else scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,20 +402,6 @@ def _measures(f: OutputFn, params: Params, tuned: Params, inputs: TokenBatch, la
 
 def _stack(*trees: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _adam_update(t: Toy, *, late: bool, eps: float) -> tuple[Params, Params]:
-    """The update that Adam makes at the toy's parameters, and the gradient it is made of.
-
-    ``late`` gives Adam a step elsewhere first.
-    """
-    tx = make_optimizer("adam", 0.1, eps=eps)
-    state = tx.init(t.params)
-    if late:
-        elsewhere = jax.grad(t.loss)(jax.tree.map(lambda a: -a, t.params))
-        _, state = tx.update(elsewhere, state, t.params)
-    grads = jax.grad(t.loss)(t.params)
-    return tx.update(grads, state, t.params)[0], grads
 
 
 def _flat(tree: Any) -> np.ndarray:

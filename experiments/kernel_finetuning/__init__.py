@@ -13,11 +13,18 @@ import jax
 from experiments.kernel_finetuning.config import PRESETS, KernelFinetuningConfig
 from experiments.kernel_finetuning.execute import Stopped, execute, phases_of
 from experiments.kernel_finetuning.prepare import Model, load_model, load_task
-from experiments.kernel_finetuning.summarize import COLUMNS, run_rows, table_rows, write_report
+from experiments.kernel_finetuning.summarize import (
+    COLUMNS,
+    FINDING_COLUMNS,
+    quantity_rows,
+    run_rows,
+    table_rows,
+    write_report,
+)
 from jaxft.lab.config import parse_config
 from jaxft.lab.devices import is_writer, make_mesh, peak_memory_bytes, setup_compilation_cache, start_distributed
 from jaxft.lab.interrupts import Interrupts
-from jaxft.lab.report import FINDING_COLUMNS, finding_rows, progress, rich_table
+from jaxft.lab.report import progress, rich_table
 from jaxft.lab.run import open_run
 from jaxft.train import NonFiniteLossError
 
@@ -60,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
                 run.finish(report)
                 rich_table(table_rows(run_rows(records)), [c for c in COLUMNS if c != "k"])
                 print()
-                rich_table(finding_rows(findings), FINDING_COLUMNS)
+                rich_table(quantity_rows(findings), FINDING_COLUMNS)
                 print(f"\nreport: {run.directory / 'report.md'}")
     return 0
 

@@ -148,7 +148,7 @@ def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: O
         expected = None if predicted is None else float(predicted[step])
         fields = {
             "local_step": step,
-            "train_loss_nats": loss,
+            "batch_loss_nats": loss,
             "dev_score": score,
             "predicted_probe_loss_nats": expected,
         }

@@ -45,7 +45,7 @@ Word = Callable[[int], str]
 """A describing word of polarity 0 or 1."""
 
 
-def review_corpus(*, size: int, seed: int) -> list[str]:
+def review_corpus(*, size: int, seed: int, positive_frac: float = 0.5) -> list[str]:
     """Sentences to pre-train on.
 
     Three in four are a review that ends in the cloze, which agrees with the review 19 times in 20; one in six is a
@@ -54,20 +54,23 @@ def review_corpus(*, size: int, seed: int) -> list[str]:
     Args:
       size: Number of sentences.
       seed: Seed.
+      positive_frac: Part of the reviews that praise. Away from one half, a model of the corpus is biased at the cloze.
 
     Returns:
       The sentences, of which some may be equal.
 
     Raises:
-      UserError: ``size`` below 1.
+      UserError: ``size`` below 1, or ``positive_frac`` outside [0, 1].
 
     Example:
       >>> review_corpus(size=3, seed=0) == review_corpus(size=3, seed=0)
       True
     """
     require(size >= 1, "review_corpus", "size must be at least 1", size, "Pass size >= 1")
+    where, fine = "review_corpus", 0.0 <= positive_frac <= 1.0
+    require(fine, where, "positive_frac must be in [0, 1]", positive_frac, "Pass a fraction")
     rng = host_stream(seed, "review-corpus")
-    return [_corpus_sentence(rng) for _ in range(size)]
+    return [_corpus_sentence(rng, positive_frac) for _ in range(size)]
 
 
 def review_examples(*, size: int, seed: int, noise_frac: float = 0.4) -> list[Example]:
@@ -186,8 +189,8 @@ def _review(rng: Rng, polarity: int) -> str:
     return _three_word_review(rng, _polarities(rng, polarity, 0.2), lambda p: _corpus_word(rng, p))
 
 
-def _corpus_sentence(rng: Rng) -> str:
-    polarity, kind = int(rng.integers(2)), rng.random()
+def _corpus_sentence(rng: Rng, positive_frac: float) -> str:
+    polarity, kind = int(rng.random() < positive_frac), rng.random()
     if kind < 0.75:
         spoken = polarity if rng.random() < _CLOZE_AGREES else 1 - polarity
         return f"{_review(rng, polarity)} it was {_LABEL_WORDS[spoken]} ."

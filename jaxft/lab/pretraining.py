@@ -46,6 +46,8 @@ class PretrainingConfig:
     batch_size: int = 32
     learning_rate: float = 6e-3
     sentences: int = 4000
+    positive_frac: float = 0.5
+    """Part of the corpus that praises; away from one half the cloze is biased, which fine-tuning then corrects."""
     seed: int = 0
 
     def faults(self) -> list[str]:
@@ -66,7 +68,7 @@ def pretrain_reviews(config: PretrainingConfig) -> tuple[EncoderConfig, Params, 
       in nats a hidden word.
     """
     tokenizer = make_text_tokenizer(review_tokenizer())
-    sentences = review_corpus(size=config.sentences, seed=config.seed)
+    sentences = review_corpus(size=config.sentences, seed=config.seed, positive_frac=config.positive_frac)
     encoded = encode_plain(tokenizer, [Example(s, None, 0) for s in sentences], max_tokens=MAX_TOKENS, token_types=2)
     batch, _ = pad(encoded)
     vocab_size = tokenizer.tokenizer.get_vocab_size()
@@ -114,8 +116,8 @@ def review_checkpoint(config: PretrainingConfig) -> Path:
       config: Sizes and training: another configuration, another folder.
 
     Returns:
-      A checkpoint folder in the user's cache folder. It appears whole or not at all: a killed process, or two at a time,
-      leave no broken one.
+      A checkpoint folder in the user's cache folder. It appears whole or not at all: a killed process, or two at a
+      time, leave no broken one.
     """
     text = json.dumps(dataclasses.asdict(config), sort_keys=True) + _source_version()
     folder = cache_dir() / "pretrained" / f"reviews-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
