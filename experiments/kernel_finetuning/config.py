@@ -31,7 +31,7 @@ class Training:
     objective: str = "cross_entropy"
     schedule: Literal["constant", "linear"] = "constant"
     warmup_frac: float = 0.0
-    sgd_rates: tuple[float, ...] = (0.01,)
+    sgd_rates: tuple[float, ...] = (1e-3, 1e-2)
     adam_rates: tuple[float, ...] = (2e-4,)
     sharding: Literal["replicated", "full"] = "replicated"
     """Placement of the training state where there are several devices."""
@@ -57,10 +57,8 @@ class Solving:
     kernels: tuple[KernelName, ...] = ("sgd", "signgd", "preconditioned")
     ridges: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
     f0_scales: tuple[float, ...] = (0.0, 0.1, 1.0)
-    rows: int = 32
-    """Training examples whose gradients are held at once."""
-    columns: int = 16
-    """Other examples whose gradients are held at once."""
+    memory_gib: float = 8.0
+    """Memory that the gradients held at once may take; less means that more of them are computed again."""
 
     def faults(self) -> list[str]:
         """Everything wrong with these fields."""
@@ -70,8 +68,8 @@ class Solving:
             bad.append("kernels: must hold sgd, whose drift is followed")
         if any(ridge < 0 for ridge in self.ridges):
             bad.append(f"ridges: must not be negative, got {self.ridges}")
-        if min(self.rows, self.columns) < 1:
-            bad.append(f"rows, columns: must be positive, got {self.rows}, {self.columns}")
+        if not self.memory_gib > 0:
+            bad.append(f"memory_gib: must be positive, got {self.memory_gib}")
         return bad
 
 
@@ -99,7 +97,7 @@ class KernelFinetuningConfig:
     probe_examples: int = 64
     """Test examples on which outputs are followed over training."""
     drift_examples: int = 16
-    """Of these, the ones whose gradients are followed."""
+    """Of these, the ones whose gradients are followed, and as many training examples, whose kernel is."""
     max_tokens: int | None = None
     """Longest input; the task's own length by default."""
     training: Training = dataclasses.field(default_factory=Training)
@@ -150,6 +148,6 @@ PRESETS = {
             sgd_rates=(1e-3, 5e-3, 1e-2),
             adam_rates=(1e-5, 2e-5, 5e-5),
         ),
-        solving=Solving(rows=64, columns=32),
+        solving=Solving(memory_gib=32.0),
     ),
 }

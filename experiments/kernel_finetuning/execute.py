@@ -83,7 +83,9 @@ def execute(
         latest = checkpoints.latest_step()
         context = Context(config, run, stop, checkpoints, -1 if latest is None else latest, mesh)
         run.records.cut_back(context.restored)
-        phases = [(o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")]
+        phases: list[tuple[Optimizer, float]] = [
+            (o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")
+        ]
         number = 0
         for task, k, split, arm in _units(config, data):
             unit: Unit | None = None

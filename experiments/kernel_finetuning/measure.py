@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer, Training
+from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer, Solving, Training
 from experiments.kernel_finetuning.prepare import Unit
 from jaxft.core.types import OutputFn, Params, TokenBatch
 from jaxft.data.batching import batch_indices
@@ -39,6 +39,12 @@ from theory.kernel_finetuning import chi_size
 
 B1, B2, EPS = 0.9, 0.999, 1e-8
 """Adam's constants."""
+
+COPIES = 3
+"""Of a block of gradients, while it is made: as they come out of the backward pass, in order, and mapped."""
+
+MOST_HELD = 64
+"""Beyond this many examples a larger block saves nothing."""
 
 KERNEL_OF = {"sgd": "sgd", "adam": "preconditioned"}
 """Optimiser -> the kernel whose descent predicts its outputs."""
@@ -85,6 +91,9 @@ def measure_start(unit: Unit, config: KernelFinetuningConfig, mesh: Mesh | None)
     """Outputs and kernels of all examples against the training examples, at the starting point."""
     outputs = unit.pool.evaluate(lambda batch: _outputs(unit.f, unit.params, batch))
     solving = config.solving
+    examples = examples_held(unit, solving)
+    # Many rows, since the gradients of the columns are computed again for every block of rows.
+    columns = max(1, examples // 4)
     preconditioner = None
     if "preconditioned" in solving.kernels:
         preconditioner = adam_preconditioner(adam_moment(unit, config.training), eps=EPS)
@@ -97,7 +106,7 @@ def measure_start(unit: Unit, config: KernelFinetuningConfig, mesh: Mesh | None)
             batch,
             kernel=solving.kernels,
             preconditioner=preconditioner,
-            block_size=(solving.rows, solving.columns),
+            block_size=(examples - columns, columns),
             mesh=mesh,
         )
         return jnp.stack([jnp.transpose(found[name], (2, 3, 0, 1)) for name in solving.kernels], axis=1)
@@ -112,13 +121,14 @@ def solve_kernel(unit: Unit, start: Start, name: str, config: KernelFinetuningCo
     labels = jnp.asarray(pool.labels)
     targets = jax.nn.one_hot(labels[pool.train], kernel.shape[1])
     f0 = jnp.asarray(start.outputs)
+    on_train = jnp.asarray(kernel[pool.train])
+    # Batches of two shapes round differently, and the sign of a gradient that is 0 but for rounding differs with them.
+    on_train = (on_train + jnp.transpose(on_train, (2, 3, 0, 1))) / 2
     best: dict[str, Any] = {}
     for f0_scale in config.solving.f0_scales:
         for ridge in config.solving.ridges:
             use = f0[pool.train] if f0_scale else None
-            solution = kernel_ridge_regression(
-                jnp.asarray(kernel[pool.train]), targets, ridge=ridge, f0=use, f0_scale=f0_scale
-            )
+            solution = kernel_ridge_regression(on_train, targets, ridge=ridge, f0=use, f0_scale=f0_scale)
             predicted = kernel_ridge_predict(solution, jnp.asarray(kernel), f0 if f0_scale else None)
             on_dev = float(accuracy(predicted[pool.dev], labels[pool.dev]))
             if not best or on_dev > best["accuracy_dev"]:
@@ -154,31 +164,44 @@ def predicted_loss(unit: Unit, start: Start, training: Training, optimizer: Opti
 
 def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetuningConfig) -> dict[str, float]:
     """How far parameters are from the tangent space of the start: the quantities of the diagnostic table."""
+    n = len(unit.train.labels)
+    # Training examples come class by class: the ones followed are spread over the classes.
+    rows = np.unique(np.arange(config.drift_examples) * n // config.drift_examples)
     measured = _drift(
         unit.f,
         config.drift_examples,
-        config.solving.rows,
+        examples_held(unit, config.solving),
         unit.params,
         params,
         (unit.train.inputs, unit.train.labels),
         (unit.probe.inputs, unit.probe.labels),
-        jnp.asarray(start.kernels["sgd"][unit.pool.train]),
+        jnp.asarray(rows),
+        jnp.asarray(start.kernels["sgd"][unit.pool.train][rows][:, :, rows]),
     )
     return {name: float(value) for name, value in measured.items()}
+
+
+def examples_held(unit: Unit, solving: Solving) -> int:
+    """Examples whose gradients fit into the memory allowed, 2 at least; a gradient is held ``COPIES`` times."""
+    outputs = jax.eval_shape(unit.f, unit.params, unit.train.inputs).shape[1]
+    each = COPIES * outputs * sum(leaf.nbytes for leaf in jax.tree.leaves(unit.params))
+    return min(max(2, int(solving.memory_gib * 2**30 / each)), MOST_HELD)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _drift(
     f: OutputFn,
     examples: int,
-    rows: int,
+    held: int,
     params0: Params,
     params: Params,
     train: tuple[TokenBatch, Array],
     probe: tuple[TokenBatch, Array],
+    rows: Array,
     kernel0: Array,
 ) -> dict[str, Array]:
-    kernel = empirical_ntk(f, params, train[0], block_size=rows)
+    block = len(rows) if len(rows) <= held else held // 2
+    kernel = empirical_ntk(f, params, jax.tree.map(lambda leaf: leaf[rows], train[0]), block_size=block)
     followed = jax.tree.map(lambda leaf: leaf[:examples], probe[0])
     relative, cosine = kernel_drift(kernel0, kernel)
     outputs, on_train = f(params, probe[0]), f(params, train[0])
@@ -188,7 +211,7 @@ def _drift(
         "probe_loss_nats": cross_entropy(outputs, probe[1]),
         "probe_accuracy": accuracy(outputs, probe[1]),
         "linearization_gap": linearization_gap(f, params0, params, probe[0]),
-        "feature_drift": feature_drift(f, params0, params, followed, block_size=rows).mean(),
+        "feature_drift": feature_drift(f, params0, params, followed, block_size=max(1, held // 2)).mean(),
         "kernel_drift": relative,
         "kernel_cosine": cosine,
     }

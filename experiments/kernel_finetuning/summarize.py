@@ -153,6 +153,7 @@ def draw_figures(run: Run, records: Sequence[Record], rows: Sequence[Record]) ->
         dynamics = draw_dynamics(
             _dynamics(here),
             quantity="loss on held-out examples (nats)",
+            log=True,
             title=f"{title}: kernel descent and fine-tuning",
         )
         names.append(f"dynamics-{task}-{k}")
@@ -163,7 +164,9 @@ def draw_figures(run: Run, records: Sequence[Record], rows: Sequence[Record]) ->
             ("linearization_gap", "relative error of the tangent model"),
         ):
             names.append(f"{quantity.replace('_', '-')}-{task}-{k}")
-            save_figure(*draw_drift(_series(here, quantity), quantity=label, title=title), run.figures, names[-1])
+            save_figure(
+                *draw_drift(_series(here, quantity), quantity=label, title=title, log=True), run.figures, names[-1]
+            )
     points = [r for r in rows if r.get(f"accuracy_{KERNEL_OF[r['optimizer']]}") is not None]
     agreement = draw_agreement(
         [r["accuracy"] for r in points],

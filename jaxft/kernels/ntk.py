@@ -6,7 +6,7 @@ $\phi$ applied entry by entry; ``FEATURES`` is the table of the $\phi$.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,42 @@ FEATURES: Mapping[str, Callable[[Array, Any], Array]] = {
     "preconditioned": lambda gradient, p: gradient * jnp.sqrt(p),
 }
 """Kernel name -> map of flattened gradients and their preconditioner leaf (``None`` but for "preconditioned")."""
+
+
+CPU_TILE = 8192
+"""Parameters contracted at a time on CPU: the maps of a tile stay in the cache instead of being written to memory."""
+
+
+@overload
+def empirical_ntk(
+    f: OutputFn,
+    params: Params,
+    x: Inputs,
+    y: Inputs | None = None,
+    *,
+    kernel: KernelName = "sgd",
+    preconditioner: PyTree | None = None,
+    block_size: int | tuple[int, int] = 8,
+    accum_dtype: jnp.dtype | type | None = None,
+    precision: str = "highest",
+    mesh: Mesh | None = None,
+) -> Array: ...
+
+
+@overload
+def empirical_ntk(
+    f: OutputFn,
+    params: Params,
+    x: Inputs,
+    y: Inputs | None = None,
+    *,
+    kernel: tuple[KernelName, ...],
+    preconditioner: PyTree | None = None,
+    block_size: int | tuple[int, int] = 8,
+    accum_dtype: jnp.dtype | type | None = None,
+    precision: str = "highest",
+    mesh: Mesh | None = None,
+) -> dict[str, Array]: ...
 
 
 def empirical_ntk(
@@ -139,28 +175,16 @@ def _blocked_kernels(f, names, rows, columns, accumulate, precision, params, x, 
     n, m = (jax.tree.leaves(side)[0].shape[0] for side in (x, y))
     rows, columns = min(rows, n), min(columns, m)
     c = max(jax.eval_shape(f, params, x).shape[1:], default=1)
-    diagonals = [p.reshape(1, -1) for p in jax.tree.leaves(preconditioner)]
-    dot = functools.partial(jnp.matmul, precision=precision, preferred_element_type=accumulate)
-
-    def jacobian(side, block):
-        leaves = jax.tree.leaves(output_jacobian(f, params, jax.tree.map(lambda leaf: leaf[block], side)))
-        return [leaf.reshape(block.size * c, -1) for leaf in leaves]
-
-    def contract(left, right):
-        def gram(features):
-            terms = zip(left, right, diagonals or [None] * len(left), strict=True)
-            return sum((dot(features(a, p), features(b, p).T) for a, b, p in terms), jnp.zeros((), accumulate))
-
-        return jnp.stack([gram(FEATURES[name]) for name in names])
+    contract = functools.partial(_contract, names, accumulate, precision, preconditioner)
 
     def row_of_blocks(i):
-        left = jacobian(x, _block(i, rows, n))
+        left = _flat_jacobian(f, params, x, _block(i, rows, n))
         if symmetric and rows == n:
             return contract(left, left)
 
         def one_block(j):
             def compute():
-                return contract(left, jacobian(y, _block(j, columns, m)))
+                return contract(left, _flat_jacobian(f, params, y, _block(j, columns, m)))
 
             if not symmetric:
                 return compute()
@@ -174,6 +198,37 @@ def _blocked_kernels(f, names, rows, columns, accumulate, precision, params, x, 
     if symmetric:
         full = jnp.triu(full) + jnp.swapaxes(jnp.triu(full, 1), 1, 2)
     return list(full)
+
+
+def _flat_jacobian(f: OutputFn, params: Params, side: Inputs, block: Array) -> list[Array]:
+    """Gradients of a block of examples, a matrix (example and output, parameter) a leaf."""
+    jacobian = output_jacobian(f, params, jax.tree.map(lambda leaf: leaf[block], side))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    return [leaf.reshape(-1, size) for leaf, size in zip(jax.tree.leaves(jacobian), sizes, strict=True)]
+
+
+def _contract(names, accumulate, precision, preconditioner, left: list[Array], right: list[Array]) -> Array:
+    """Gram matrices of two blocks of gradients, a kernel a row."""
+    diagonals = [p.reshape(1, -1) for p in jax.tree.leaves(preconditioner)] or [None] * len(left)
+    dot = functools.partial(jnp.matmul, precision=precision, preferred_element_type=accumulate)
+    tile = CPU_TILE if jax.default_backend() == "cpu" else max(leaf.shape[1] for leaf in left)
+
+    def gram(a, b, p):
+        return jnp.stack([dot(FEATURES[name](a, p), FEATURES[name](b, p).T) for name in names])
+
+    def leaf(a, b, p):
+        tiles = a.shape[1] // tile
+        if tiles == 0:
+            return gram(a, b, p)
+
+        def cut(start, width):
+            return [x if x is None else jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (a, b, p)]
+
+        whole = jax.lax.fori_loop(0, tiles, lambda k, total: total + gram(*cut(k * tile, tile)), zero)
+        return whole + gram(*cut(tiles * tile, a.shape[1] - tiles * tile))
+
+    zero = jnp.zeros((len(names), left[0].shape[0], right[0].shape[0]), accumulate)
+    return sum((leaf(*terms) for terms in zip(left, right, diagonals, strict=True)), zero)
 
 
 def _block(index: Array, size: int, total: int) -> Array:

@@ -105,6 +105,7 @@ def draw_dynamics(
     quantity: str,
     title: str = "",
     control: Sequence[str] = (),
+    log: bool = False,
 ) -> Drawing:
     """A quantity during training: predicted as a line, measured as markers.
 
@@ -113,6 +114,7 @@ def draw_dynamics(
       quantity: Label of the ordinate, with its unit.
       title: Title, if any.
       control: Labels drawn in grey.
+      log: Logarithmic ordinate.
 
     Returns:
       The figure and a table of label, step, predicted and measured.
@@ -138,6 +140,8 @@ def draw_dynamics(
         axes.plot(steps, actual, color=colour, marker=marker, linestyle="none", markerfacecolor="white", label=label)
         for column, values in zip(table, ([label] * len(steps), steps, predicted, actual), strict=True):
             table[column] += [v if isinstance(v, str) else float(v) for v in values]
+    if log:
+        axes.set_yscale("log")
     axes.plot([], [], color="#404040", linewidth=1.4, label="predicted")
     axes.plot([], [], color="#404040", marker="o", linestyle="none", markerfacecolor="white", label="measured")
     _legend(axes)

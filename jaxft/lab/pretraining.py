@@ -88,7 +88,7 @@ def pretrain_reviews(config: PretrainingConfig) -> tuple[EncoderConfig, Params, 
     special = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.unk_id]
     maskings = [
         mask_tokens(
-            batch.input_ids,
+            np.asarray(batch.input_ids),
             mask_id=tokenizer.mask_id,
             vocab_size=vocab_size,
             special_ids=special,

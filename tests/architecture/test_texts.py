@@ -24,11 +24,15 @@ MACHINE_PATH = re.compile(rf"(?<![\w.$}}~/<>*)-])/(?:{'|'.join(MACHINE_FOLDERS)}
 
 
 def public_functions(source: str) -> list[ast.FunctionDef]:
-    """Functions of a module and methods of its classes, without a leading underscore and not nested in a function."""
+    """Functions of a module and methods of its classes, without a leading underscore and not nested in a function.
+
+    The signatures of an overloaded function have no docstring of their own.
+    """
     body = ast.parse(source).body
     for node in [n for n in body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]:
         body += node.body
-    return [n for n in body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    functions = [n for n in body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    return [f for f in functions if "overload" not in map(ast.unparse, f.decorator_list)]
 
 
 def statements(function: ast.FunctionDef) -> int:

@@ -14,7 +14,7 @@ def network(w, x):
 W, X = jnp.ones((3, 2)), jnp.ones((4, 3))
 
 NTK = {
-    "unknown kernel": (lambda: kernels.empirical_ntk(network, W, X, kernel="sdg"), "Did you mean sgd"),
+    "unknown kernel": (lambda: kernels.empirical_ntk(network, W, X, kernel="sdg"), "Did you mean sgd"),  # pyright: ignore[reportCallIssue, reportArgumentType]
     "no examples axis": (lambda: kernels.empirical_ntk(network, W, jnp.float32(1)), "leading axis of examples"),
     "rows differ": (lambda: kernels.empirical_ntk(network, W, {"a": X, "b": X[:2]}), "leading axis of examples"),
     "three axes": (lambda: kernels.empirical_ntk(lambda w, x: (x @ w)[..., None], W, X), r"\(4,\) or \(4, c\)"),

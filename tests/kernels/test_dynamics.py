@@ -42,6 +42,7 @@ def test_kernel_descent_equals_gradient_descent_of_the_tangent_model(problem, la
         kernel_test=empirical_ntk(f, params, y, x),
         f0_test=f(params, y),
     )
+    assert path.test is not None
     theta = params
     for t in range(4):
         index = jnp.arange(7) if batches is None else batches[t]

@@ -1,5 +1,7 @@
 """Every kernel through one battery; a new kernel is one line of ``DENSE``."""
 
+from collections.abc import Callable
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxft.kernels import empirical_ntk, output_jacobian
+from jaxft.kernels.ntk import KernelName
 
-DENSE = {
+DENSE: dict[KernelName, Callable] = {
     "sgd": lambda j, p: (j, j),
     "signgd": lambda j, p: (np.sign(j), np.sign(j)),
     "preconditioned": lambda j, p: (j * p, j),
@@ -114,7 +117,9 @@ def test_memory_is_bounded_by_the_blocks(problem32):
         columns = jnp.tile(y, (repeats, 1))
         compiled = jax.jit(lambda p, a, b: empirical_ntk(f, p, a, b, block_size=5)).lower(params, x, columns).compile()
         result = 4 * 7 * 3 * columns.shape[0] * 3
-        return compiled.memory_analysis().temp_size_in_bytes - 2 * result
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes - 2 * result
 
     jacobians = 4 * (5 + 5) * 3 * (4 * 5 + 5 + 5 * 3)
     assert temporaries(64) < temporaries(4) + jacobians

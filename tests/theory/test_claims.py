@@ -68,7 +68,7 @@ def test_unmet_precondition_is_inconclusive_and_named():
 
 
 def test_identity_tolerance_follows_the_precision():
-    pair = Evidence(np.float32([1 + 1e-6]), np.float32([1]))
+    pair = Evidence(np.array([1 + 1e-6], np.float32), np.array([1], np.float32))
     assert judge(claim("identity"), [pair]).status == "holds"
     assert judge(claim("identity"), [Evidence(np.array([1 + 1e-6]), np.array([1.0]))]).status == "violated"
 

@@ -1,0 +1,122 @@
+"""What a user of ``python -m experiments`` is told: exit status 2, a clear message, and nothing is created."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from experiments.__main__ import main
+from jaxft.lab.pretraining import PretrainingConfig, review_checkpoint
+
+RUN = ["run", "kernel_finetuning", "--preset", "smoke"]
+TINY = ["--pretraining.width", "8", "--pretraining.heads", "2", "--pretraining.steps", "5"]
+SST2 = "sentence\tlabel\n"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of a small checkpoint, to be damaged."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    source = review_checkpoint(PretrainingConfig(width=8, heads=2, steps=5))
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def damage(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def fails(argv, capsys, tmp_path) -> str:
+    """The message of a command line that must exit with status 2 and leave no run behind."""
+    runs = tmp_path / "runs"
+    try:
+        status = main([*argv, "--runs-root", str(runs)])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert not runs.exists()
+    return capsys.readouterr().err
+
+
+CONFIGURATION = {
+    "unknown key": (["--trainin.steps", "3"], "training.steps"),
+    "unknown task": (["--task", "sst3", "--data", "."], "Did you mean sst"),
+    "data missing": (["--task", "sst2"], "Pass --data"),
+    "k of 0": (["--k", "0"], "must be positive, got 0"),
+    "two faults at once": (["--k", "0", "--training.objective", "mes"], "Did you mean mse?"),
+    "kernel without sgd": (["--solving.kernels", "signgd"], "must hold sgd"),
+    "prompt for two tasks": (["--task", "sst2", "mr", "--data", ".", "--template", "{a} {mask}"], "one by one"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATION)
+def test_faulty_configuration(case, capsys, tmp_path):
+    argv, said = CONFIGURATION[case]
+    assert said in fails([*RUN, *argv], capsys, tmp_path)
+
+
+def test_k_larger_than_a_class_and_wrong_label_words(capsys, tmp_path):
+    assert "k" in fails([*RUN, *TINY, "--k", "5000"], capsys, tmp_path)
+    assert "magnificent" in fails([*RUN, *TINY, "--label-words", "magnificent", "terrible"], capsys, tmp_path)
+    assert "label words" in fails([*RUN, *TINY, "--label-words", "great"], capsys, tmp_path)
+
+
+def test_unknown_experiment_names_the_nearest(capsys):
+    assert main(["run", "kernel_finetunning"]) == 2
+    assert "Did you mean kernel_finetuning?" in capsys.readouterr().err
+
+
+DATA = {
+    "a label outside the classes": (SST2 + "good\t1\nbad\t7\n", "train.tsv:3"),
+    "one class": (SST2 + "good\t1\n" * 9, "class"),
+    "an empty split": (SST2, "train.tsv"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_faulty_data(case, capsys, tmp_path, checkpoint):
+    text, said = DATA[case]
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    (folder / "train.tsv").write_text(text)
+    (folder / "test.tsv").write_text(SST2 + "good\t1\nbad\t0\n")
+    argv = [*RUN, "--model", str(checkpoint), "--task", "sst2", "--data", str(folder)]
+    assert said in fails(argv, capsys, tmp_path)
+
+
+def test_faulty_checkpoint(capsys, tmp_path, checkpoint):
+    argv = [*RUN, "--model", str(checkpoint)]
+    name = "bert.embeddings.LayerNorm.weight"
+
+    def set_nan(tensors):
+        tensors[name][0] = np.nan
+
+    damage(checkpoint, set_nan)
+    assert "LayerNorm" in fails(argv, capsys, tmp_path)
+    damage(checkpoint, lambda tensors: tensors.update({name: np.ones(3, np.float32)}))
+    assert "(3,)" in fails(argv, capsys, tmp_path)
+    damage(checkpoint, lambda tensors: tensors.pop(name))
+    assert "missing: embeddings.LayerNorm.weight" in fails(argv, capsys, tmp_path)
+    damage(checkpoint, lambda tensors: tensors.update({name: np.ones(8, np.float32), "stray": np.ones(1, np.float32)}))
+    assert "stray" in fails(argv, capsys, tmp_path)
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors" in fails(argv, capsys, tmp_path)
+
+
+def test_run_dir_of_another_configuration_lists_the_fields(capsys, tmp_path):
+    from experiments.kernel_finetuning import PRESETS
+    from jaxft.lab.config import RunOptions
+    from jaxft.lab.run import open_run
+
+    folder = tmp_path / "run"
+    with open_run("kernel_finetuning", PRESETS["smoke"], preset="smoke", seed=0, where=RunOptions(run_dir=folder)):
+        pass
+    before = (folder / "config.json").read_bytes()
+    assert main([*RUN, *TINY, "--run-dir", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "pretraining.width: 16 -> 8" in said
+    assert (folder / "config.json").read_bytes() == before
