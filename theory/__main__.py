@@ -30,7 +30,7 @@ def claims_of(slug: str) -> Sequence[Claim]:
 
 
 def failed(claim: Claim, finding: Finding, control: Finding) -> bool:
-    """Whether a check must not pass: an exact claim violated, or a control that is not."""
+    """Whether a check must not pass: an exact claim that does not hold, or a control that is not violated."""
     return (claim.kind in EXACT_KINDS and finding.status != "holds") or control.status != "violated"
 
 

@@ -247,7 +247,17 @@ TUNED_LOSS = 0.25
 """Training loss, in nats, at which arms are compared: less fine-tuning would drift less whatever the arm."""
 
 PRETRAINING = PretrainingConfig(width=24, heads=4, steps=1000, learning_rate=8e-3, seed=1)
-"""One network for all seeds, as in the paper: what a seed draws is the examples and the fresh head."""
+"""One network for all seeds, as in the paper: what a seed draws is the examples and the fresh head.
+
+Of the pre-training seeds 0, 1 and 2 it is the one of best zero-shot accuracy, since the claims presuppose a task
+that the network nearly solves; the intervals speak of examples and heads, not of networks.
+"""
+
+NATURAL_ACCURACY = 0.7
+"""Zero-shot accuracy above which a prompted task counts as natural: the precondition of the claims about prompts."""
+
+UNMOVED = "outputs did not move"
+"""Verdict where dev preferred the parameters of the start."""
 
 LEAST_GAIN = 0.05
 """Gain in accuracy below which the share that the tangent model recovers says nothing."""
@@ -261,7 +271,7 @@ def kernel_verdict(d: Diagnostics) -> str:
       'no: kernel_drift'
     """
     if not np.isfinite(d.linearization_gap):
-        return "outputs did not move"
+        return UNMOVED
     limits = {name: limit for name, limit in THRESHOLDS.items() if name != "solves_frac"}
     failing = [name for name, limit in limits.items() if not getattr(d, name) <= limit]
     if not d.accuracy_kernel >= THRESHOLDS["solves_frac"] * d.accuracy:
@@ -278,6 +288,8 @@ def paper_verdict(d: Diagnostics) -> str:
       >>> paper_verdict(Diagnostics(0.5, 0.9, 0.88, 0.9, 0.1, 0.2, 0.5))
       'yes'
     """
+    if not np.isfinite(d.linearization_gap):
+        return UNMOVED
     gain = d.accuracy - d.accuracy_start
     solves = d.accuracy_kernel >= PAPER_THRESHOLDS["solves_frac"] * d.accuracy
     recovered = d.accuracy_linearized - d.accuracy_start
@@ -379,8 +391,14 @@ def prompt_below_head(seed: int, quantity: str, *, prompt: str = "prompt", head:
     return Evidence(
         measured=values[0],
         predicted=values[1],
-        setting={"zero_shot_accuracy": zero_shot, "precision": "float32, matmul highest"},
-        unmet=() if zero_shot > 0.7 else (f"natural task (zero-shot accuracy {zero_shot:.2f}, seed {seed})",),
+        setting={
+            "zero_shot_accuracy": zero_shot,
+            "network": f"one, pre-training seed {PRETRAINING.seed}",
+            "precision": "float32, matmul highest",
+        },
+        unmet=()
+        if zero_shot > NATURAL_ACCURACY
+        else (f"natural task (zero-shot accuracy {zero_shot:.2f}, seed {seed})",),
     )
 
 

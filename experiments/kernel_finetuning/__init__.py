@@ -15,12 +15,13 @@ from experiments.kernel_finetuning.execute import Stopped, execute, phases_of
 from experiments.kernel_finetuning.prepare import Model, load_model, load_task
 from experiments.kernel_finetuning.summarize import (
     COLUMNS,
-    FINDING_COLUMNS,
+    QUANTITY_COLUMNS,
     quantity_rows,
     run_rows,
     table_rows,
     write_report,
 )
+from jaxft.core.checks import require
 from jaxft.lab.config import parse_config
 from jaxft.lab.devices import is_writer, make_mesh, peak_memory_bytes, setup_compilation_cache, start_distributed
 from jaxft.lab.interrupts import Interrupts
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
         model = load_model(config)
         data = [load_task(config, model, name) for name in config.task]
         mesh = make_mesh() if jax.device_count() > 1 else None
+        b, devices = config.training.batch_size, jax.device_count()
+        require(b % devices == 0, PROG, f"training.batch_size must split over {devices} devices", b, "Change it")
         with open_run("kernel_finetuning", config, preset=preset, seed=config.seed, where=options) as run:
             if run.finished:
                 print(run.report())
@@ -65,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
                 notes = [*_notes(config, model), _cost(time.monotonic() - began)]
                 report, findings = write_report(config, run, records, notes)
                 run.finish(report)
-                rich_table(table_rows(run_rows(records)), [c for c in COLUMNS if c != "k"])
+                rich_table(table_rows(run_rows(records)), [c for c in COLUMNS if c != "k" or len(config.k) > 1])
                 print()
-                rich_table(quantity_rows(findings), FINDING_COLUMNS)
+                rich_table(quantity_rows(findings), QUANTITY_COLUMNS)
                 print(f"\nreport: {run.directory / 'report.md'}")
     return 0
 

@@ -115,6 +115,13 @@ class KernelFinetuningConfig:
         real = [name for name in self.task if name != "reviews"]
         if real and self.data is None:
             bad.append(f"data: {', '.join(real)} must be read from a folder. Pass --data")
+        if real and self.model is None:
+            bad.append("model: the embedded model knows the generated reviews alone. Pass --model")
+        if "adam" in self.optimizers and "preconditioned" not in self.solving.kernels:
+            bad.append("solving.kernels: must hold preconditioned, which adam is compared with")
+        bad += [f"splits: must not be negative, got {split}" for split in self.splits if split < 0]
+        if self.max_tokens is not None and self.max_tokens < 1:
+            bad.append(f"max_tokens: must be positive, got {self.max_tokens}")
         if (self.template or self.label_words) and len(self.task) > 1:
             bad.append("template, label_words: one prompt cannot serve several tasks. Run them one by one")
         bad += [f"k: must be positive, got {k}" for k in self.k if k < 1]

@@ -8,8 +8,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer
@@ -83,6 +85,8 @@ def execute(
         latest = checkpoints.latest_step()
         context = Context(config, run, stop, checkpoints, -1 if latest is None else latest, mesh)
         run.records.cut_back(context.restored)
+        if jax.process_count() > 1:  # the others read what process 0 has cut
+            multihost_utils.sync_global_devices("cut back")
         phases: list[tuple[Optimizer, float]] = [
             (o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")
         ]

@@ -40,8 +40,8 @@ from theory.kernel_finetuning import chi_size
 B1, B2, EPS = 0.9, 0.999, 1e-8
 """Adam's constants."""
 
-COPIES = 3
-"""Of a block of gradients, while it is made: as they come out of the backward pass, in order, and mapped."""
+COPIES = 2
+"""Of a block of gradients, while it is made: as they come out of the backward pass, and in order."""
 
 MOST_HELD = 64
 """Beyond this many examples a larger block saves nothing."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from experiments.kernel_finetuning.config import Arm, KernelFinetuningConfig
-from jaxft.core.rng import stream
+from jaxft.core.rng import host_stream, stream
 from jaxft.core.types import OutputFn, Params, TokenBatch
 from jaxft.data.batching import length_buckets
 from jaxft.data.kshot import cap_test, sample_kshot
@@ -43,7 +43,7 @@ from jaxft.nn import (
     make_tied_logits,
 )
 
-EVALUATION_BATCH = 128
+EVALUATION_BATCH = 64
 PROBE_L2 = (1e-3, 1e-2, 1e-1, 1.0)
 """Regularisations of the linear probe, chosen on dev."""
 
@@ -159,22 +159,32 @@ def load_task(config: KernelFinetuningConfig, model: Model, name: str) -> TaskDa
         for split in config.splits:
             sample_kshot(splits.train, classes=task.classes, k=k, seed=split)
     label_ids = label_word_ids(model.tokenizer, task.label_words) if "prompt" in config.arms else ()
-    return TaskData(task, splits, cap_test(splits.test, cap=config.test_cap), label_ids)
+    test = cap_test(splits.test, cap=config.test_cap)
+    # In no order of the file's, since its first examples are the ones followed over training.
+    test = [test[i] for i in host_stream(42, "test order").permutation(len(test))]
+    data = TaskData(task, splits, test, label_ids)
+    for arm in config.arms:
+        encode_for(config, model, data, arm, splits.train[:1])
+    return data
+
+
+def encode_for(
+    config: KernelFinetuningConfig, model: Model, data: TaskData, arm: Arm, examples: Sequence[Example]
+) -> Encoded:
+    """Examples as an arm reads them: filled into the prompt, or as they are."""
+    limit = min(config.max_tokens or data.task.max_tokens, model.encoder.max_tokens)
+    if arm == "prompt":
+        return encode_prompt(model.tokenizer, data.task, examples, max_tokens=limit)
+    types = model.encoder.type_vocab_size
+    return encode_plain(model.tokenizer, examples, max_tokens=limit, token_types=types)
 
 
 def make_unit(config: KernelFinetuningConfig, model: Model, data: TaskData, *, k: int, split: int, arm: Arm) -> Unit:
     """Encodes a k-shot sample for an arm and sets its head."""
     sample = sample_kshot(data.splits.train, classes=data.task.classes, k=k, seed=split)
-    limit = min(config.max_tokens or data.task.max_tokens, model.encoder.max_tokens)
-
-    def encode(examples: Sequence[Example]) -> Encoded:
-        if arm == "prompt":
-            return encode_prompt(model.tokenizer, data.task, examples, max_tokens=limit)
-        types = model.encoder.type_vocab_size
-        return encode_plain(model.tokenizer, examples, max_tokens=limit, token_types=types)
-
     n, p = len(sample.train), len(sample.dev)
-    pool = Pool(encode([*sample.train, *sample.dev, *data.test]), slice(0, n), slice(n, n + p), slice(n + p, None))
+    encoded = encode_for(config, model, data, arm, [*sample.train, *sample.dev, *data.test])
+    pool = Pool(encoded, slice(0, n), slice(n, n + p), slice(n + p, None))
     train, dev = _labelled(pool.encoded, range(n)), _labelled(pool.encoded, range(n, n + p))
     probe = _labelled(pool.encoded, range(n + p, n + p + min(config.probe_examples, len(data.test))))
     params, f = _arm(config, model, data, arm, split, train, dev)

@@ -1,6 +1,6 @@
 """From the records of a run to its findings, table, figures and report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from theory.kernel_finetuning import (
     CHI_PROMPT,
     KERNEL_DRIFT_PROMPT,
     LINEARIZATION_PROMPT,
+    NATURAL_ACCURACY,
     PAPER_THRESHOLDS,
     THRESHOLDS,
+    UNMOVED,
     Diagnostics,
     kernel_verdict,
     paper_verdict,
@@ -96,49 +98,59 @@ def table_rows(rows: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def findings_of(records: Sequence[Record], rows: Sequence[Record]) -> list[Finding]:
-    """The claims about prompts, judged on this run; pairs are matched by task, k and split."""
+    """The claims about prompts, judged on this run for each task and k; pairs are matched by split."""
     starts = {_unit(r): r for r in records if r["kind"] == "start"}
-    pairs = [(prompt, head) for prompt, head in _arm_pairs(starts)]
-    chi = [(starts[prompt]["chi"], starts[head]["chi"]) for prompt, head in pairs]
-    swapped = [(starts[prompt]["chi_swapped"], starts[head]["chi"]) for prompt, head in pairs]
-    found = [
-        _ordering(CHI_PROMPT, chi, "χ"),
-        _ordering(CHI_PROMPT, swapped, "χ, label words swapped (control)"),
-    ]
-    chosen = {(_unit(r), r["optimizer"]): r["rate"] for r in rows}
+    groups: dict[tuple, list[tuple[tuple, tuple]]] = {}
+    for unit in starts:
+        head = (*unit[:3], "head")
+        if unit[3] == "prompt" and head in starts:
+            groups.setdefault(unit[:2], []).append((unit, head))
+    return [finding for pairs in groups.values() for finding in _group_findings(pairs, starts, records, rows)]
+
+
+def _group_findings(
+    pairs: Sequence[tuple[tuple, tuple]],
+    starts: Mapping[tuple, Record],
+    records: Sequence[Record],
+    rows: Sequence[Record],
+) -> Iterator[Finding]:
+    zero_shot = [_number(starts[prompt]["accuracy_start"]) for prompt, _ in pairs]
+
+    def ordering(claim: Claim, values: Sequence[tuple[float, float]], quantity: str) -> Finding:
+        task, k = pairs[0][0][:2]
+        setting = {"quantity": quantity, "task": task, "k": k, "precision": "float32, matmul highest"}
+        natural = [() if a > NATURAL_ACCURACY else (f"natural task (zero-shot accuracy {a:.2f})",) for a in zero_shot]
+        evidence = [Evidence(p, h, setting=setting, unmet=u) for (p, h), u in zip(values, natural, strict=True)]
+        return judge(claim, evidence)
+
+    yield ordering(CHI_PROMPT, [(starts[p]["chi"], starts[h]["chi"]) for p, h in pairs], "χ")
+    swapped = [(starts[p]["chi_swapped"], starts[h]["chi"]) for p, h in pairs]
+    yield ordering(CHI_PROMPT, swapped, "χ, label words swapped (control)")
+    rates = {(_unit(r), r["optimizer"]): r["rate"] for r in rows}
     for optimizer in dict.fromkeys(r["optimizer"] for r in rows):
-        paths = {
-            unit: [r for r in records if r["kind"] == "event" and r["local_step"] > 0 and _phase(r) == (unit, o, rate)]
-            for (unit, o), rate in chosen.items()
-            if o == optimizer
-        }
-        matched = [_same_loss(paths[prompt], paths[head]) for prompt, head in pairs]
-        drift = [(_log(a["kernel_drift"]), _log(b["kernel_drift"])) for a, b in matched]
-        gap = [(_number(a["linearization_gap"]), _number(b["linearization_gap"])) for a, b in matched]
-        found.append(_ordering(KERNEL_DRIFT_PROMPT, drift, f"log kernel drift, {optimizer}"))
-        found.append(_ordering(LINEARIZATION_PROMPT, gap, f"linearization gap, {optimizer}"))
-    return [finding for finding in found if finding is not None]
+        phases = [[(unit, optimizer, rates[unit, optimizer]) for unit in pair] for pair in pairs]
+        paths = [[[r for r in records if r["kind"] == "event" and _phase(r) == p] for p in pair] for pair in phases]
+        drift = [[float(np.log(value)) for value in _at_same_loss(pair, "kernel_drift")] for pair in paths]
+        yield ordering(KERNEL_DRIFT_PROMPT, [(a, b) for a, b in drift], f"log kernel drift, {optimizer}")
+        gap = [_at_same_loss(pair, "linearization_gap") for pair in paths]
+        yield ordering(LINEARIZATION_PROMPT, [(a, b) for a, b in gap], f"linearization gap, {optimizer}")
 
 
-def _arm_pairs(units: Iterable[tuple]) -> list[tuple[tuple, tuple]]:
-    """Units of the prompt and of the fresh head of the same task, k and split."""
-    known = list(units)
-    return [(u, (*u[:3], "head")) for u in known if u[3] == "prompt" and (*u[:3], "head") in known]
+def _at_same_loss(paths: Sequence[Sequence[Record]], name: str) -> list[float]:
+    """A quantity of two paths where each first reaches the lowest training loss that both reach.
 
-
-def _same_loss(prompt: Sequence[Record], head: Sequence[Record]) -> tuple[Record, Record]:
-    """The first event of each path at the lowest training loss that both reach."""
-    target = max(min(r["train_loss_nats"] for r in path) for path in (prompt, head))
-    first = [next(r for r in path if r["train_loss_nats"] <= target) for path in (prompt, head)]
-    return first[0], first[1]
-
-
-def _ordering(claim: Claim, pairs: Sequence[tuple[float, float]], quantity: str) -> Finding | None:
-    """Judged with as many pairs as there are; a run without both arms has nothing to compare."""
-    if not pairs:
-        return None
-    setting = {"quantity": quantity, "precision": "float32, matmul highest"}
-    return judge(claim, [Evidence(prompt, head, setting=setting) for prompt, head in pairs])
+    Between two events it is interpolated in the loss; before the first event after the start it is that event's.
+    """
+    target = max(min(_number(r["train_loss_nats"]) for r in path[1:]) for path in paths)
+    found = []
+    for path in paths:
+        i = next(i for i, r in enumerate(path) if i > 0 and _number(r["train_loss_nats"]) <= target)
+        (loss0, value0), (loss1, value1) = (
+            (_number(r["train_loss_nats"]), _number(r[name])) for r in path[i - 1 : i + 1]
+        )
+        share = (loss0 - target) / (loss0 - loss1) if i > 1 and loss0 > loss1 else 1.0
+        found.append(value1 if share == 1 else value0 + share * (value1 - value0))
+    return found
 
 
 def draw_figures(run: Run, records: Sequence[Record], rows: Sequence[Record]) -> list[str]:
@@ -205,13 +217,13 @@ def _series(events: Sequence[Record], quantity: str) -> list[tuple[str, list, li
     return series
 
 
-FINDING_COLUMNS = ("claim", "of", "head", "prompt", "status")
+QUANTITY_COLUMNS = ("claim", "task", "k", "of", "head", "prompt", "status")
 
 
 def quantity_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings as rows of ``FINDING_COLUMNS``: the claims all say that the prompt lies below the fresh head."""
+    """Findings as rows of ``QUANTITY_COLUMNS``: the claims all say that the prompt lies below the fresh head."""
     return [
-        {**row, "of": f.setting["quantity"], "head": row["predicted"], "prompt": row["measured"]}
+        {**row, **f.setting, "of": f.setting["quantity"], "head": row["predicted"], "prompt": row["measured"]}
         for row, f in zip(finding_rows(findings), findings, strict=True)
     ]
 
@@ -222,7 +234,6 @@ def write_report(
     """Writes table, figures and findings into the run's folder; returns the report and the findings."""
     rows = run_rows(records)
     table, findings = table_rows(rows), findings_of(records, rows)
-    (run.directory / "arrays").mkdir(exist_ok=True)
     write_csv(run.directory / "table.csv", table, COLUMNS)
     exact = [*UNIT, "optimizer", "rate", *QUANTITIES.values(), "kernel_cosine", "verdict", "paper_verdict"]
     write_csv(run.directory / "rows.csv", rows, exact)
@@ -243,7 +254,7 @@ def write_report(
         f"{PAPER_THRESHOLDS['recovered_frac']} of its gain from the tangent model, feature drift below "
         f"{PAPER_THRESHOLDS['feature_drift']}. Every run by itself, with what it fails on: rows.csv.",
         "## Findings",
-        markdown_table(quantity_rows(findings), FINDING_COLUMNS),
+        markdown_table(quantity_rows(findings), QUANTITY_COLUMNS),
         "Each claim says that the prompt lies below the fresh head, split by split: χ before fine-tuning, "
         "the others at the lowest training loss that both arms reach. The control must be violated.",
         "## Figures",
@@ -260,10 +271,6 @@ def _phase(record: Record) -> tuple:
     return (_unit(record), record["optimizer"], record["rate"])
 
 
-def _log(value: Any) -> float:
-    return float(np.log(_number(value)))
-
-
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
@@ -277,5 +284,6 @@ def _mean_std(values: Sequence[Any]) -> str | None:
 
 
 def _votes(verdicts: Sequence[str]) -> str:
-    """How many of the runs are a kernel method."""
-    return f"{sum(v == 'yes' for v in verdicts)} of {len(verdicts)}"
+    """How many of the runs that moved are a kernel method."""
+    moved = [v for v in verdicts if v != UNMOVED]
+    return f"{sum(v == 'yes' for v in moved)} of {len(moved)}"

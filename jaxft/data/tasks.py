@@ -120,7 +120,7 @@ def with_prompt(task: Task, *, template: str | None = None, label_words: Sequenc
 
     Args:
       task: The task to change.
-      template: Text with ``{mask}`` once, ``{a}`` once, and and for pairs ``{b}`` once; ``None`` keeps it.
+      template: Text with ``{mask}`` once, ``{a}`` once, and for pairs ``{b}`` once; ``None`` keeps it.
       label_words: One word a class, in the order of ``task.label_names``; ``None`` keeps them.
 
     Returns:

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from jaxft.core.checks import failing_leaves, is_concrete, nearest, require, require_finite
@@ -248,5 +248,7 @@ def _sharded_kernels(mesh: Mesh, settings, params, x, y, preconditioner) -> list
         out_specs=PartitionSpec(None, mesh.axis_names),
         check_vma=False,
     )
-    flat = jax.jit(run)(params, x, jax.tree.map(lambda leaf: leaf[share], y), preconditioner)
+    # Gathered on every device, so that every process can read the whole.
+    whole = NamedSharding(mesh, PartitionSpec())
+    flat = jax.jit(run, out_shardings=whole)(params, x, jax.tree.map(lambda leaf: leaf[share], y), preconditioner)
     return [k[:, : k.shape[1] // share.size * m] for k in flat]

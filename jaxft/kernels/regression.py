@@ -27,7 +27,7 @@ def kernel_ridge_regression(
     f0_scale: float = 1.0,
     cutoff: float | None = None,
 ) -> KernelRidge:
-    r"""Solves $(K + \lambda \lVert K \rVert_{op} I)\, \alpha = y - s f_0$ by a symmetric eigendecomposition.
+    r"""Solves $(K + \lambda \lVert K \rVert_{op} I)\, \alpha = y - s f_0$ on the range of K, by its eigendecomposition.
 
     For ``ridge=0`` and $s = 1$ the solution is where gradient descent on the squared loss takes the linearised network
     (the minimum-norm one where K is singular). For a kernel ``(n, n)`` and targets ``(n, c)`` every output is solved

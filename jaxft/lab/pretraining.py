@@ -54,6 +54,8 @@ class PretrainingConfig:
         """All faults, for the command line."""
         sizes = [f"{f.name} must be positive" for f in dataclasses.fields(self) if getattr(self, f.name) <= 0]
         sizes = [fault for fault in sizes if not fault.startswith("seed")]
+        if self.positive_frac > 1:
+            sizes.append(f"positive_frac must be at most 1, got {self.positive_frac}")
         return sizes + ([] if self.width % max(self.heads, 1) == 0 else ["heads must divide width"])
 
 
@@ -133,6 +135,8 @@ def review_checkpoint(config: PretrainingConfig) -> Path:
         temporary.rename(folder)
     except OSError:  # another process was first; its folder is as good
         shutil.rmtree(temporary)
+        if not folder.is_dir():
+            raise
     return folder
 
 
@@ -146,9 +150,6 @@ def _trainer(encoder: EncoderConfig, learning_rate: float, steps: int):
 
 def _source_version() -> str:
     """Changes when the code that makes the corpus or the model changes, so that a cached model is never stale."""
-    import jaxft.data.reviews
-    import jaxft.nn.transformer
-
-    modules = (jaxft.data.reviews, jaxft.nn.transformer)
-    sources = [Path(str(module.__file__)).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
-    return hashlib.sha256(b"".join(sources)).hexdigest()
+    root = Path(__file__).parents[1]
+    files = sorted(path for part in ("core", "data", "nn", "train") for path in (root / part).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(__file__)])).hexdigest()

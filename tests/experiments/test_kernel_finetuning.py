@@ -13,6 +13,7 @@ import pytest
 
 import experiments.kernel_finetuning as experiment
 from experiments.__main__ import main
+from jaxft.lab.interrupts import Interrupts
 from jaxft.train import Checkpoints
 
 TINY = {
@@ -26,7 +27,7 @@ TINY = {
     "training.steps": "4",
     "training.event-every": "2",
     "training.batch-size": "2",
-    "training.sgd-rates": "0.01",
+    "training.sgd-rates": "0.0001",
     "solving.ridges": "0.1",
     "solving.f0-scales": "0",
     "pretraining.width": "8",
@@ -42,13 +43,14 @@ def command(folder: Path, **changes: str) -> list[str]:
     return ["run", "kernel_finetuning", "--preset", "smoke", "--run-dir", str(folder), *flags]
 
 
-class StopAfter:
-    """Stands for ``Interrupts``: asks to stop from the n-th event on."""
+class StopAfter(Interrupts):
+    """Stands for ``Interrupts``: asks to stop from the (n+1)-th question on; a phase of two events asks three times."""
 
-    exit_status = 143
+    exit_status = 143  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, events: int):
-        self.left = events + 1
+    def __init__(self, questions: int):
+        super().__init__()
+        self.left = questions + 1
 
     def __call__(self):
         return self
@@ -117,6 +119,17 @@ def test_measured_start_lies_on_the_prediction(finished):
         assert e["kernel_drift"] < 1e-5
 
 
+def test_kernel_descent_predicts_the_change_of_the_loss(finished):
+    """With a small learning rate the network stays where its kernel holds; batches and momentum are shared."""
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for arm in ("prompt", "head"):
+        path = [r for r in records if r["kind"] == "event" and (r["arm"], r["optimizer"]) == (arm, "sgd")]
+        predicted, measured = (
+            path[-1][name] - path[0][name] for name in ("predicted_probe_loss_nats", "probe_loss_nats")
+        )
+        assert abs(predicted - measured) < 0.1 * abs(measured) + 1e-6
+
+
 def test_finished_run_prints_its_report_and_computes_nothing(finished, capsys):
     before = (finished / "metrics.jsonl").stat().st_mtime_ns
     assert main(command(finished)) == 0
@@ -124,11 +137,14 @@ def test_finished_run_prints_its_report_and_computes_nothing(finished, capsys):
     assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("events", [1, 2, 5])
-def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, monkeypatch, events):
+@pytest.mark.parametrize(
+    "questions",  # in the middle of the second phase; of the first; late in the third
+    [3, pytest.param(0, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)],
+)
+def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, monkeypatch, questions):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "Interrupts", StopAfter(events))
+        patch.setattr(experiment, "Interrupts", StopAfter(questions))
         assert main(command(folder)) == 143
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert main(command(folder)) == 0
@@ -136,12 +152,15 @@ def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [4.0, 9.0, 14.0])
-def test_killed_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, seconds):
+@pytest.mark.parametrize("lines", [1, 6, 12])
+def test_killed_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, lines):
     folder = tmp_path / "run"
     arguments = [sys.executable, "-m", "experiments", *command(folder)]
     with subprocess.Popen(arguments, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        time.sleep(seconds)
+        metrics = folder / "metrics.jsonl"
+        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines) and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
     done = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
