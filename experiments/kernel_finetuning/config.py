@@ -24,7 +24,7 @@ class Training:
 
     steps: int = 96
     batch_size: int = 8
-    event_every: int = 12
+    event_every: int = 24
     """Steps between events: dev score, diagnostics, checkpoint."""
     patience: int | None = None
     """Events without gain on dev after which fine-tuning stops; none by default."""
@@ -87,7 +87,7 @@ class KernelFinetuningConfig:
     label_words: tuple[str, ...] | None = None
     k: tuple[int, ...] = (16,)
     """Training examples a class; as many again for dev."""
-    splits: tuple[int, ...] = (13, 21, 42, 87, 100)
+    splits: tuple[int, ...] = (13, 21, 42)
     """Seeds of the k-shot samples, each with its own head and batches."""
     arms: tuple[Arm, ...] = ("prompt", "head", "probe")
     """Cloze prompt; fresh linear head; head that starts at the solution of logistic regression."""
