@@ -60,7 +60,13 @@ def test_faulty_leaves_are_named_even_inside_a_trace():
 
 
 def test_values_under_tracing_are_not_looked_at():
-    jax.jit(lambda x: require_finite("f", x, "x"))(jnp.array(jnp.nan))
+    def checked(x):
+        require_finite("f", x, "x")
+        return x
+
+    assert jnp.isnan(jax.jit(checked)(jnp.array(jnp.nan)))
+    with pytest.raises(ValueError, match="must be finite"):
+        checked(jnp.array(jnp.nan))
 
 
 def test_leading_size_is_common_to_all_leaves():
