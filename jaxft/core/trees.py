@@ -52,3 +52,25 @@ def tree_size(a: PyTree) -> int:
 def tree_cast(a: PyTree, dtype: jnp.dtype | type) -> PyTree:
     """Float leaves cast to ``dtype``; others are left as they are."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, a)
+
+
+def tree_partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """The leaves where ``mask`` is true, and the others; each tree holds ``None`` where the other has the leaf.
+
+    Example:
+      >>> tree_partition({"w": 1.0, "b": 2.0}, {"w": True, "b": False})
+      ({'b': None, 'w': 1.0}, {'b': 2.0, 'w': None})
+    """
+    chosen = jax.tree.map(lambda m, x: x if m else None, mask, tree)
+    rest = jax.tree.map(lambda m, x: None if m else x, mask, tree)
+    return chosen, rest
+
+
+def tree_combine(a: PyTree, b: PyTree) -> PyTree:
+    """The tree that ``tree_partition`` took apart.
+
+    Example:
+      >>> tree_combine({"w": 1.0, "b": None}, {"w": None, "b": 2.0})
+      {'b': 2.0, 'w': 1.0}
+    """
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxft.core.checks import is_concrete, nearest, require
+from jaxft.core.checks import nearest, require
 
 Schedule = Callable[..., Any]
 """Learning rate as a function of the number of steps taken."""
@@ -66,7 +65,7 @@ def adam_ntk(
       b2: Decay of the second moment during the warmup.
       eps: Added to the square root.
       warmup: Ordinary Adam steps before the freeze.
-      second_moment: Bias-corrected second moment, a pytree like the parameters (see the function ``second_moment``).
+      second_moment: Bias-corrected second moment, a pytree like the parameters (see ``preconditioners``).
 
     Returns:
       The optimiser. The frozen moment is part of its state, so it is saved and sharded with it.
@@ -113,56 +112,6 @@ def adam_ntk(
 
     frozen = optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
     return optax.chain(frozen, optax.scale_by_learning_rate(learning_rate))
-
-
-def second_moment(opt_state: PyTree, *, b2: float) -> PyTree:
-    r"""Bias-corrected second moment $\hat v = \nu_t / (1 - \beta_2^t)$ of the Adam state inside an optimiser's state.
-
-    Args:
-      opt_state: State of any optimiser that contains ``optax.scale_by_adam``, however nested.
-      b2: Decay that the run used.
-
-    Returns:
-      A pytree like the parameters.
-
-    Raises:
-      UserError: There is no Adam state, more than one, or it has seen no step.
-
-    Example:
-      >>> tx = optax.adam(0.1)
-      >>> _, state = tx.update(jnp.array([3.0, -2.0]), tx.init(jnp.zeros(2)))
-      >>> [round(v, 3) for v in second_moment(state, b2=0.999).tolist()]
-      [9.0, 4.0]
-    """
-    where = "second_moment"
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
-    found = [x for x in leaves if isinstance(x, optax.ScaleByAdamState)]
-    rule = "opt_state must hold one Adam state"
-    require(
-        len(found) == 1, where, rule, len(found), "Pass the state of a run with optax.adam, or the branch that has it"
-    )
-    count = jnp.asarray(found[0].count)
-    if is_concrete(count):
-        way_out = "Train for a step first"
-        require(bool((np.asarray(count) > 0).all()), where, "the Adam state must have seen a step", "count 0", way_out)
-    return optax.tree.bias_correction(found[0].nu, b2, count)
-
-
-def adam_preconditioner(second_moment: PyTree, *, eps: float) -> PyTree:
-    r"""Diagonal of Adam's preconditioner, $1 / (\sqrt{\hat v} + \epsilon)$.
-
-    Args:
-      second_moment: Bias-corrected second moment.
-      eps: Added to the square root.
-
-    Returns:
-      A pytree of the same structure.
-
-    Example:
-      >>> adam_preconditioner(jnp.array([1.0, 9.0]), eps=1.0).tolist()
-      [0.5, 0.25]
-    """
-    return jax.tree.map(lambda v: 1 / (jnp.sqrt(v) + eps), second_moment)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

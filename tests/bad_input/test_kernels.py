@@ -12,6 +12,7 @@ def network(w, x):
 
 
 W, X = jnp.ones((3, 2)), jnp.ones((4, 3))
+FLAT = {"a": jnp.ones(3), "b": jnp.zeros(())}
 
 NTK = {
     "unknown kernel": (lambda: kernels.empirical_ntk(network, W, X, kernel="sdg"), "Did you mean sgd"),  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -27,6 +28,22 @@ NTK = {
         lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=W[:2]),
         "tree and shapes of params",
     ),
+    "unknown method": (lambda: kernels.empirical_ntk(network, W, X, method="ntpv"), "Did you mean ntvp"),  # pyright: ignore[reportCallIssue, reportArgumentType]
+    "sign on both sides": (
+        lambda: kernels.empirical_ntk(network, W, X, kernel="signgd", method="ntvp"),
+        'got signgd. Use method="contraction"',
+    ),
+    "mask of another tree": (
+        lambda: kernels.empirical_ntk(lambda p, x: x @ p["w"], {"w": W}, X, param_mask={"w": True, "lora_a": True}),
+        r"lora_a \(mask alone\). Make it with parameter_mask",
+    ),
+    "mask of arrays": (lambda: kernels.empirical_ntk(network, W, X, param_mask=W > 0), "must hold Python bools"),
+    "mask of nothing": (lambda: kernels.empirical_ntk(network, W, X, param_mask=False), "must leave a parameter"),
+    "infinite gradient": (
+        lambda: kernels.empirical_ntk(lambda p, x: jnp.sqrt(jnp.abs(x)) @ p["a"] + jnp.sqrt(p["b"]), FLAT, X),
+        "NaN or infinity in b at example 0",
+    ),
+    "overflowing kernel": (lambda: kernels.empirical_ntk(network, W, 1e30 * X), "an overflow of finite gradients"),
     "negative preconditioner": (
         lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=-W),
         "non-negative",
@@ -45,6 +62,48 @@ def test_kernel_says_what_is_wrong(case):
 def test_shape_faults_are_found_under_jit():
     with pytest.raises(ValueError, match="one row an example"):
         jax.jit(lambda w: kernels.empirical_ntk(lambda w, x: (x @ w).sum(0), w, X))(W)
+
+
+MASK = {
+    "unknown subset": (lambda: kernels.parameter_mask(FLAT, "bitfitt"), "Did you mean bitfit"),
+    "subset and patterns": (lambda: kernels.parameter_mask(FLAT, "bitfit", only=["a"]), "goes without patterns"),
+    "no such leaf": (lambda: kernels.parameter_mask(FLAT, "adapters"), "among a, b"),
+    "nothing left": (lambda: kernels.parameter_mask(FLAT, without=["a", "b"]), "must leave a parameter"),
+}
+
+
+@pytest.mark.parametrize("case", MASK)
+def test_mask_says_what_is_wrong(case):
+    call, said = MASK[case]
+    with pytest.raises(ValueError, match=said) as error:
+        call()
+    assert str(error.value).startswith("parameter_mask: ")
+
+
+OTHERS = {
+    "one class": (lambda: kernels.contrast_logits(network, 1), "classes must be at least 2"),
+    "other logits": (lambda: kernels.contrast_logits(network, 3)(W, X), "must return 3 logits"),
+    "scalar f": (lambda: kernels.logit_difference(lambda w, x: (x @ w)[:, 0])(W, X), "must return 2 logits"),
+    "no contrasts": (
+        lambda: kernels.contrast_loss(lambda f, y: f.sum(), 3)(jnp.ones((2, 3)), jnp.zeros(2, int)),
+        r"\(n, 2\)",
+    ),
+    "other vector": (
+        lambda: kernels.ntk_vector_product(network, W, X, jnp.ones(4)),
+        r"outputs of y, \(4, 2\), got \(4,\)",
+    ),
+    "vector, block of 0": (
+        lambda: kernels.ntk_vector_product(network, W, X, jnp.ones((4, 2)), block_size=0),
+        "at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_contrasts_and_products_say_what_is_wrong(case):
+    call, said = OTHERS[case]
+    with pytest.raises(ValueError, match=said):
+        call()
 
 
 REGRESSION = {

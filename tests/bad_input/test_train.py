@@ -18,6 +18,7 @@ from jaxft.train import (
     make_schedule,
     make_segment,
     mse,
+    adafactor_preconditioner,
     second_moment,
     shard_examples,
 )
@@ -78,12 +79,23 @@ def test_adam_ntk_refuses_a_moment_of_another_model():
 
 
 def test_second_moment_needs_one_adam_state_that_has_seen_a_step():
-    with pytest.raises(UserError, match=r"must hold one Adam state, got 0\. Pass the state of a run with optax\.adam"):
+    with pytest.raises(UserError, match=r"one optax\.adam state, got 0\. Pass the state of a run"):
         second_moment(optax.sgd(0.1, momentum=0.9).init(W), b2=0.999)
-    with pytest.raises(UserError, match="one Adam state, got 2"):
+    with pytest.raises(UserError, match="one optax.adam state, got 2"):
         second_moment(optax.chain(optax.adam(0.1), optax.adam(0.1)).init(W), b2=0.999)
-    with pytest.raises(UserError, match=r"must have seen a step, got count 0"):
+    with pytest.raises(UserError, match=r"must have taken a step, got count 0"):
         second_moment(optax.adam(0.1).init(W), b2=0.999)
+
+
+def test_adafactor_preconditioner_needs_factored_moments_of_the_same_parameters():
+    with pytest.raises(UserError, match=r"one optax\.adafactor state, got 0"):
+        adafactor_preconditioner(optax.adam(0.1).init(W), W)
+    tx = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
+    _, state = tx.update(W, tx.init(W), W)
+    with pytest.raises(UserError, match=r"another tree\. Pass the parameters of the same run"):
+        adafactor_preconditioner(state, {"a": W})
+    with pytest.raises(UserError, match="moments must fit the parameters"):
+        adafactor_preconditioner(state, jnp.ones((7, 9)))
 
 
 def test_optimizer_names_the_nearest_name_and_option():

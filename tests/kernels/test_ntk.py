@@ -1,4 +1,4 @@
-"""Every kernel through one battery; a new kernel is one line of ``DENSE``."""
+"""Every kernel by every method through one battery; a new kernel is one line of ``DENSE``."""
 
 from collections.abc import Callable
 
@@ -8,32 +8,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.kernels import empirical_ntk, output_jacobian
+from jaxft.kernels import empirical_ntk, output_jacobian, parameter_mask
+from jaxft.kernels.methods import KERNELS, METHODS
 from jaxft.kernels.ntk import KernelName
 
 DENSE: dict[KernelName, Callable] = {
     "sgd": lambda j, p: (j, j),
     "signgd": lambda j, p: (np.sign(j), np.sign(j)),
+    "asymmetric_signgd": lambda j, p: (j, np.sign(j)),
     "preconditioned": lambda j, p: (j * p, j),
 }
-"""Kernel -> the two factors of its Gram matrix, from a dense Jacobian (..., p) and a flat preconditioner (p,)."""
+"""Kernel -> maps of its rows and its columns, of a dense Jacobian (..., p) and a flat preconditioner (p,)."""
+
+SYMMETRIC = tuple(name for name in DENSE if name != "asymmetric_signgd")
+CASES = [(name, method) for name in DENSE for method in METHODS if (name, method) != ("signgd", "ntvp")]
 
 
-@pytest.fixture(params=DENSE)
-def kernel(request):
+def test_every_kernel_is_in_the_battery():
+    assert set(DENSE) == set(KERNELS)
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def options(kernel, preconditioner):
-    return {"kernel": kernel, "preconditioner": preconditioner if kernel == "preconditioned" else None}
+def kernel(case):
+    return case[0]
+
+
+@pytest.fixture
+def options(case, preconditioner):
+    kernel, method = case
+    return {
+        "kernel": kernel,
+        "method": method,
+        "preconditioner": preconditioner if kernel == "preconditioned" else None,
+    }
+
+
+def dense_kernel(kernel, problem, preconditioner, dense, mask=None):
+    """The kernel from Jacobians by finite differences, of the parameters in a flat mask."""
+    flat = np.asarray(jax.flatten_util.ravel_pytree(preconditioner)[0])
+    keep = np.ones(flat.size, bool) if mask is None else mask
+    rows, columns = (dense(problem.f, problem.params, side)[..., keep] for side in (problem.x, problem.y))
+    flat = flat[keep]
+    return np.einsum("ncp,mdp->ncmd", DENSE[kernel](rows, flat)[0], DENSE[kernel](columns, flat)[1])
 
 
 @pytest.fixture
 def expected(kernel, problem, preconditioner, dense):
-    flat = np.asarray(jax.flatten_util.ravel_pytree(preconditioner)[0])
-    rows, columns = (dense(problem.f, problem.params, side) for side in (problem.x, problem.y))
-    return np.einsum("ncp,mdp->ncmd", DENSE[kernel](rows, flat)[0], DENSE[kernel](columns, flat)[1])
+    return dense_kernel(kernel, problem, preconditioner, dense)
 
 
 def test_jacobian_equals_finite_differences(problem, dense):
@@ -55,11 +81,46 @@ def test_blocks_equal_whole(problem, options, block_size):
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 7])
-def test_train_kernel_is_symmetric_psd_and_equals_rows_against_rows(problem, options, block_size):
+def test_train_kernel_equals_rows_against_rows(problem, options, block_size):
     f, params, x, _ = problem
     ours = empirical_ntk(f, params, x, **options, block_size=block_size)
     np.testing.assert_allclose(ours, empirical_ntk(f, params, x, x, **options), rtol=1e-12, atol=1e-12)
-    flat = np.asarray(ours.reshape(21, 21))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("subset", [{"only": ["b$"]}, {"without": ["^in/w"]}, {"only": ["^out$"]}])
+@pytest.mark.parametrize("name", ["preconditioned", "asymmetric_signgd"])
+def test_masked_kernel_equals_the_dense_kernel_of_the_masked_parameters(
+    problem, preconditioner, dense, subset, method, name
+):
+    mask = parameter_mask(problem.params, **subset)
+    flat = jax.tree.map(lambda keep, p: np.full(p.size, keep), mask, problem.params)
+    expected = dense_kernel(name, problem, preconditioner, dense, np.concatenate(jax.tree.leaves(flat)))
+    given = preconditioner if name == "preconditioned" else None
+    ours = empirical_ntk(*problem, kernel=name, param_mask=mask, method=method, preconditioner=given)
+    np.testing.assert_allclose(ours, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_kernels_of_a_mask_and_of_its_complement_sum_to_the_whole(problem, case, options):
+    mask = parameter_mask(problem.params, only=["^in/"])
+    other = jax.tree.map(lambda keep: not keep, mask)
+    parts = [empirical_ntk(*problem, **options, param_mask=m) for m in (mask, other)]
+    np.testing.assert_allclose(parts[0] + parts[1], empirical_ntk(*problem, **options), rtol=1e-12, atol=1e-12)
+
+
+def test_asymmetric_sign_kernel_is_not_symmetric(problem):
+    k = np.asarray(empirical_ntk(problem.f, problem.params, problem.x, kernel="asymmetric_signgd"))
+    flat = k.reshape(21, 21)
+    assert np.abs(flat - flat.T).max() > 0.1 * np.abs(flat).max()
+
+
+@pytest.mark.parametrize("kernel", SYMMETRIC)
+@pytest.mark.parametrize("block_size", [1, 3, 7])
+def test_train_kernel_is_symmetric_and_psd_where_claimed(problem, preconditioner, kernel, block_size):
+    f, params, x, _ = problem
+    p = preconditioner if kernel == "preconditioned" else None
+    flat = np.asarray(empirical_ntk(f, params, x, kernel=kernel, preconditioner=p, block_size=block_size))
+    flat = flat.reshape(21, 21)
     assert (flat == flat.T).all()
     eigenvalues = np.linalg.eigvalsh(flat)
     assert eigenvalues.min() > -1e-12 * eigenvalues.max()
@@ -126,7 +187,7 @@ def test_memory_is_bounded_by_the_blocks(problem32):
 
 
 def test_several_kernels_at_once_equal_each_alone(problem, preconditioner):
-    names = tuple(DENSE)
+    names: tuple[KernelName, ...] = tuple(DENSE)
     for side in (problem.y, None):
         together = empirical_ntk(
             problem.f, problem.params, problem.x, side, kernel=names, preconditioner=preconditioner, block_size=3
