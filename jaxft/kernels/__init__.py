@@ -1,13 +1,22 @@
 """Kernels of networks at a point of parameter space, over any ``f(params, x)``.
 
-Kernels: ``ntk`` (empirical kernels; the table of them is in ``methods``), ``products`` (with a vector, matrix-free),
-``jacobian`` (what they are made of), ``masks`` (which parameters are trained), ``contrast`` (C - 1 outputs of C logits).
-Solvers: ``regression`` (kernel ridge regression), ``dynamics`` (discrete kernel descent). Diagnostics:
-``linearization`` (how far a fine-tuned network left its tangent space).
+Kernels: ``ntk`` (empirical kernels; the table of them is in ``methods``, the loop over blocks in ``blocks``),
+``products`` (with a vector, matrix-free), ``jacobian`` (what they are made of), ``masks`` (which parameters count),
+``contrast`` (C - 1 outputs of C logits), ``projections`` and ``lora`` (through random maps), ``infinite`` (wide limit).
+Solvers: ``regression`` (kernel ridge regression), ``logistic`` (kernel logistic regression), ``lssvm`` (for asymmetric
+kernels), ``dynamics`` (discrete kernel descent). Diagnostics: ``linearization`` (how far a fine-tuned network left its
+tangent space), ``alignment`` (kernel and labels), ``one_step`` (what one step should do, and does).
 """
 
+from jaxft.kernels.alignment import kernel_alignment
 from jaxft.kernels.contrast import contrast_basis, contrast_logits, contrast_loss, logit_difference
 from jaxft.kernels.dynamics import KernelTrajectory, kernel_gradient_descent
+from jaxft.kernels.infinite import (
+    InfiniteKernels,
+    arccosine_kernels,
+    infinite_mlp_kernels,
+    ntk_parametrization_preconditioner,
+)
 from jaxft.kernels.jacobian import output_jacobian
 from jaxft.kernels.linearization import (
     KernelDrift,
@@ -17,30 +26,53 @@ from jaxft.kernels.linearization import (
     linearize,
     output_derivative,
 )
+from jaxft.kernels.logistic import KernelLogistic, kernel_logistic_predict, kernel_logistic_regression
+from jaxft.kernels.lora import lora_kernel, lora_kernel_variance
+from jaxft.kernels.lssvm import AsymmetricLSSVM, asymmetric_lssvm, asymmetric_lssvm_predict
 from jaxft.kernels.masks import SUBSETS, parameter_mask
 from jaxft.kernels.ntk import empirical_ntk
+from jaxft.kernels.one_step import OneStep, one_step_prediction
 from jaxft.kernels.products import ntk_vector_product
+from jaxft.kernels.projections import ProjectedKernel, projected_kernel, random_projection
 from jaxft.kernels.regression import KernelRidge, kernel_ridge_predict, kernel_ridge_regression
 
 __all__ = [
     "SUBSETS",
+    "AsymmetricLSSVM",
+    "InfiniteKernels",
     "KernelDrift",
+    "KernelLogistic",
     "KernelRidge",
     "KernelTrajectory",
+    "OneStep",
+    "ProjectedKernel",
+    "arccosine_kernels",
+    "asymmetric_lssvm",
+    "asymmetric_lssvm_predict",
     "contrast_basis",
     "contrast_logits",
     "contrast_loss",
     "empirical_ntk",
     "feature_drift",
+    "infinite_mlp_kernels",
+    "kernel_alignment",
     "kernel_drift",
     "kernel_gradient_descent",
+    "kernel_logistic_predict",
+    "kernel_logistic_regression",
     "kernel_ridge_predict",
     "kernel_ridge_regression",
     "linearization_gap",
     "linearize",
     "logit_difference",
+    "lora_kernel",
+    "lora_kernel_variance",
+    "ntk_parametrization_preconditioner",
     "ntk_vector_product",
+    "one_step_prediction",
     "output_derivative",
     "output_jacobian",
     "parameter_mask",
+    "projected_kernel",
+    "random_projection",
 ]

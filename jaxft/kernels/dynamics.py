@@ -30,6 +30,7 @@ def kernel_gradient_descent(
     steps: int,
     batches: Int[Array, "steps b"] | None = None,
     b1: float = 0.0,
+    sign: bool = False,
     kernel_test: Float[Array, "m n"] | Float[Array, "m c n c"] | None = None,
     f0_test: Float[Array, "m"] | Float[Array, "m c"] | None = None,
 ) -> KernelTrajectory:
@@ -39,15 +40,22 @@ def kernel_gradient_descent(
     With $K = J J^\top$ and $b_1 = 0$ these are the outputs of the linearised network under gradient descent on the same
     batches, exactly; with $K = J P J^\top$ those under Adam with the frozen preconditioner P and momentum $b_1$.
 
+    ``sign=True`` takes the asymmetric sign kernel $K_{ij} = \langle \nabla f(x_i), \operatorname{sign} \nabla f(x_j)
+    \rangle$ and moves outputs by $-\eta_t$ times the mean over the batch of $K_{\cdot j} \operatorname{sign}(\chi_j)$,
+    $\chi_j$ the derivative of example j's loss. With one example a step this is sign descent of the linearised network,
+    exactly. With more it is the average of the sign steps of the single examples, which sign descent on their mean loss
+    is not. Several outputs are not covered: the sign of a sum over outputs does not split.
+
     Args:
-      kernel: Kernel of the training examples.
+      kernel: Kernel of the training examples; rows are the outputs that move, columns the examples that move them.
       f0: Their outputs at the start.
       labels: Labels as ``loss`` takes them.
       loss: Mean loss of a batch of outputs, e.g. cross-entropy.
       learning_rate: Step size, or one a step.
       steps: Number of steps.
       batches: Indices of the examples of each step; ``None`` means all, every step.
-      b1: Decay of the (bias-corrected) momentum.
+      b1: Decay of the (bias-corrected) momentum; 0 with ``sign``.
+      sign: Whether each example of a batch moves the outputs by the sign of its derivative.
       kernel_test: Kernel of further points (rows) against the training examples.
       f0_test: Outputs of the further points at the start.
 
@@ -55,7 +63,8 @@ def kernel_gradient_descent(
       Outputs over time.
 
     Raises:
-      UserError: Only one of ``kernel_test`` and ``f0_test``, or steps that do not fit ``batches``.
+      UserError: Only one of ``kernel_test`` and ``f0_test``, steps that do not fit ``batches``, or ``sign`` with
+        momentum or with several outputs.
 
     Example:
       >>> half_square = lambda f, y: 0.5 * jnp.mean((f - y) ** 2)
@@ -71,6 +80,11 @@ def kernel_gradient_descent(
     where = "kernel_gradient_descent"
     both = (kernel_test is None) == (f0_test is None)
     require(both, where, "kernel_test and f0_test go together", "one of them", "Pass both or neither")
+    if sign:
+        one = f0.shape[1:] in ((), (1,))
+        advice = "For two classes take the kernel of logit_difference(f), which has one output"
+        require(one, where, "sign needs one output an example", f"f0 of shape {f0.shape}", advice)
+        require(b1 == 0, where, "sign goes without momentum", f"b1={b1}", "Pass b1=0")
     size = f0.size if kernel.ndim == 4 else f0.shape[0]
     joint = kernel.reshape(size, size)
     start = f0.reshape(size, -1)
@@ -83,13 +97,16 @@ def kernel_gradient_descent(
     rates = jnp.broadcast_to(jnp.asarray(learning_rate, kernel.dtype), (steps,))
     decay = jnp.asarray(b1, kernel.dtype)
 
-    def batch_loss(outputs, index):
-        return loss(outputs[index], labels[index])
+    def batch_derivative(outputs, index):
+        """Derivative of the batch's mean loss by all training outputs; an example drawn twice counts twice."""
+        drawn = jax.grad(loss)(outputs[index], labels[index])
+        drawn = jnp.sign(drawn) / index.shape[0] if sign else drawn
+        return jnp.zeros_like(outputs).at[index].add(drawn)
 
     def step(carry, inputs):
         outputs, momentum, scale = carry
         rate, index = inputs
-        chi = jax.grad(batch_loss)(outputs[:size].reshape(f0.shape), index).reshape(size, -1)
+        chi = batch_derivative(outputs[:size].reshape(f0.shape), index).reshape(size, -1)
         momentum = decay * momentum + (1 - decay) * chi
         scale = decay * scale
         moved = outputs - rate * jnp.matmul(joint, momentum, precision="highest") / (1 - scale)

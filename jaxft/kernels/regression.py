@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import UserError, is_concrete, message, require, require_finite
@@ -15,7 +17,7 @@ class KernelRidge(NamedTuple):
     """Dual coefficients: prediction is ``f0 * f0_scale + K(., x) dual``."""
     rank: Int[Array, ""]
     """Eigenvalues kept; below the size of the system the kernel was singular to working precision."""
-    f0_scale: float
+    f0_scale: float | Float[Array, ""]
 
 
 def kernel_ridge_regression(
@@ -68,10 +70,7 @@ def kernel_ridge_regression(
 
     size = targets.size if kernel.ndim == 4 else kernel.shape[0]
     flat = kernel.reshape(size, size)
-    if is_concrete(flat):
-        gap = float(jnp.abs(flat - flat.T).max() / jnp.maximum(jnp.abs(flat).max(), jnp.finfo(flat.dtype).tiny))
-        advice = "Asymmetric kernels need another solver"
-        require(gap < 1e-4, where, "kernel must be symmetric", f"relative asymmetry {gap:.1e}", advice)
+    require_symmetric(where, flat)
     residual = targets if f0 is None else targets - jnp.asarray(f0_scale, targets.dtype) * f0
     eigenvalues, vectors = jnp.linalg.eigh((flat + flat.T) / 2)
     largest = eigenvalues[-1]
@@ -81,6 +80,16 @@ def kernel_ridge_regression(
     right = residual.reshape(size, -1)
     dual = vectors @ (inverse[:, None] * (vectors.T @ right))
     return KernelRidge(dual.reshape(targets.shape), kept.sum(), f0_scale if f0 is not None else 0.0)
+
+
+def require_symmetric(where: str, flat: Float[Array, "n n"]) -> None:
+    """Raises if a concrete matrix is not symmetric to four digits."""
+    if not is_concrete(flat):
+        return
+    with jax.ensure_compile_time_eval():
+        gap = float(jnp.abs(flat - flat.T).max() / jnp.maximum(jnp.abs(flat).max(), jnp.finfo(flat.dtype).tiny))
+    advice = "Use asymmetric_lssvm for an asymmetric kernel"
+    require(gap < 1e-4, where, "kernel must be symmetric", f"relative asymmetry {gap:.1e}", advice)
 
 
 def kernel_ridge_predict(
@@ -106,13 +115,20 @@ def kernel_ridge_predict(
       >>> kernel_ridge_predict(solution, jnp.array([[0.5, 0.0]])).tolist()
       [0.5]
     """
-    where = "kernel_ridge_predict"
+    return predict_from_dual("kernel_ridge_predict", solution.dual, solution.f0_scale, kernel, f0)
+
+
+def predict_from_dual(
+    where: str, dual: Array, f0_scale: float | Array, kernel: Array, f0: Array | None
+) -> Float[Array, "m"] | Float[Array, "m c"]:
+    """``K dual``, and ``f0_scale * f0`` where the solution was made with initial outputs."""
     half = kernel.ndim // 2
-    fits = kernel.shape[half:] == solution.dual.shape[:half]
-    require(fits, where, "columns must be the training points", f"{kernel.shape}", "Rows are new points, columns train")
-    prediction = jnp.tensordot(kernel, solution.dual, axes=half, precision="highest")
-    if solution.f0_scale == 0:
-        return prediction
+    fits = kernel.shape[half:] == dual.shape[:half]
+    require(fits, where, "columns must be the training points", kernel.shape, "Rows are new points, columns train")
+    change = jnp.tensordot(kernel, dual, axes=half, precision="highest")
     if f0 is None:
-        raise UserError(message(where, "f0 was used in the solution", None, "Pass f0 at the new points"))
-    return prediction + jnp.asarray(solution.f0_scale, kernel.dtype) * f0
+        if is_concrete(f0_scale) and np.asarray(f0_scale).any():
+            raise UserError(message(where, "f0 was used in the solution", None, "Pass f0 at the new points"))
+        return change
+    require(f0.shape == change.shape, where, "f0 must be the outputs at the new points", f0.shape, "Use the rows")
+    return change + jnp.asarray(f0_scale, kernel.dtype) * f0

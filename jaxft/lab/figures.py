@@ -103,18 +103,22 @@ def draw_dynamics(
     series: Sequence[tuple[str, ArrayLike, ArrayLike, ArrayLike]],
     *,
     quantity: str,
+    abscissa: str = "step (optimizer updates)",
     title: str = "",
     control: Sequence[str] = (),
     log: bool = False,
+    log_abscissa: bool = False,
 ) -> Drawing:
-    """A quantity during training: predicted as a line, measured as markers.
+    """A quantity during training, or over another abscissa: predicted as a line, measured as markers.
 
     Args:
-      series: ``(label, steps, predicted, actual)``, the last three of one length.
+      series: ``(label, steps, predicted, actual)``, the last three of one length; NaN where nothing is predicted.
       quantity: Label of the ordinate, with its unit.
+      abscissa: Label of the abscissa, with its unit.
       title: Title, if any.
       control: Labels drawn in grey.
       log: Logarithmic ordinate.
+      log_abscissa: Logarithmic abscissa, with a tick at every value of the series.
 
     Returns:
       The figure and a table of label, step, predicted and measured.
@@ -127,7 +131,7 @@ def draw_dynamics(
       [1.0, 0.6]
     """
     table: dict[str, list[Any]] = {"label": [], "step": [], "predicted": [], "measured": []}
-    figure, axes = _axes("step (optimizer updates)", quantity, title)
+    figure, axes = _axes(abscissa, quantity, title)
     colours = _colours([label for label, *_ in series], control)
     require(
         bool(series), "draw_dynamics", "needs at least one series", "none", "Pass (label, steps, predicted, actual)"
@@ -142,6 +146,11 @@ def draw_dynamics(
             table[column] += [v if isinstance(v, str) else float(v) for v in values]
     if log:
         axes.set_yscale("log")
+    if log_abscissa:
+        axes.set_xscale("log")
+        values = sorted(set(table["step"]))
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks([], minor=True)
     axes.plot([], [], color="#404040", linewidth=1.4, label="predicted")
     axes.plot([], [], color="#404040", marker="o", linestyle="none", markerfacecolor="white", label="measured")
     _legend(axes)

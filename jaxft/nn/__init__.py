@@ -1,5 +1,6 @@
-"""Models, the only package that imports flax: encoders, output functions, pretrained checkpoints, a toy MLP."""
+"""Models, the only package that imports flax: encoders, output functions, pretrained checkpoints, LoRA, a toy MLP."""
 
+from jaxft.nn.lora import init_lora, make_lora_outputs, merge_lora
 from jaxft.nn.mlp import MLP, make_mlp
 from jaxft.nn.outputs import (
     make_class_logits,
@@ -19,12 +20,15 @@ __all__ = [
     "Pretrained",
     "init_classifier",
     "init_encoder",
+    "init_lora",
     "load_encoder",
     "make_class_logits",
     "make_features",
+    "make_lora_outputs",
     "make_mlm_logits",
     "make_mlp",
     "make_prompt_logits",
     "make_tied_logits",
+    "merge_lora",
     "save_encoder",
 ]

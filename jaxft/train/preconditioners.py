@@ -32,7 +32,7 @@ def second_moment(opt_state: PyTree, *, b2: float) -> PyTree:
     return optax.tree.bias_correction(state.nu, b2, state.count)
 
 
-def adam_preconditioner(second_moment: PyTree, *, eps: float, eps_root: float = 0.0) -> PyTree:
+def adam_preconditioner(second_moment: PyTree, *, eps: float | Array, eps_root: float | Array = 0.0) -> PyTree:
     r"""Diagonal of Adam's preconditioner, $1 / (\sqrt{\hat v + \epsilon_r} + \epsilon)$.
 
     Args:

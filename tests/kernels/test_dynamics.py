@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jaxft.kernels import (
     linearization_gap,
     linearize,
     output_derivative,
+    output_jacobian,
 )
 
 
@@ -102,3 +105,91 @@ def test_output_derivative_of_cross_entropy_is_softmax_minus_one_hot(problem, la
     chi = output_derivative(cross_entropy, f(params, x), labels)
     expected = jax.nn.softmax(f(params, x)) - jax.nn.one_hot(labels, 3)
     np.testing.assert_allclose(chi, expected, rtol=1e-12, atol=1e-12)
+
+
+def logistic(outputs, signs):
+    return jnp.mean(jnp.logaddexp(0.0, -signs * outputs))
+
+
+class SignCase(NamedTuple):
+    """A scalar network, its asymmetric sign kernels and the signs of its labels."""
+
+    problem: Any
+    kernel: jax.Array
+    kernel_test: jax.Array
+    signs: jax.Array
+
+    def path(self, batches, **options):
+        f, params, x, y = self.problem
+        return kernel_gradient_descent(
+            self.kernel,
+            f(params, x),
+            self.signs,
+            logistic,
+            learning_rate=0.05,
+            steps=len(batches),
+            batches=jnp.array(batches),
+            sign=True,
+            kernel_test=self.kernel_test,
+            f0_test=f(params, y),
+            **options,
+        )
+
+    def sign_descent(self, batches):
+        """Outputs of the tangent model at train and test points, after each step of sign descent on a batch."""
+        f, params, x, y = self.problem
+        f_lin = linearize(f, params)
+        theta, outputs = params, []
+        for batch in batches:
+            index = jnp.array(batch)
+            g = jax.grad(lambda p, i=index: logistic(f_lin(p, x[i]), self.signs[i]))(theta)
+            theta = tree_axpy(-0.05, jax.tree.map(jnp.sign, g), theta)
+            outputs.append((f_lin(theta, x), f_lin(theta, y)))
+        return outputs
+
+
+@pytest.fixture
+def sign_case(scalar_problem):
+    f, params, x, y = scalar_problem
+    rows, new = (
+        jnp.concatenate([leaf.reshape(len(side), -1) for leaf in jax.tree.leaves(output_jacobian(f, params, side))], 1)
+        for side in (x, y)
+    )
+    kernel, kernel_test = (jnp.matmul(side, jnp.sign(rows).T, precision="highest") for side in (rows, new))
+    return SignCase(scalar_problem, kernel, kernel_test, jnp.array([1.0, -1, 1, 1, -1, -1, 1]))
+
+
+def test_sign_dynamics_are_sign_descent_of_the_tangent_model_on_one_example_a_step(sign_case):
+    batches = [[0], [4], [4], [2], [6], [1]]
+    path = sign_case.path(batches)
+    for t, (train, test) in enumerate(sign_case.sign_descent(batches), 1):
+        np.testing.assert_allclose(path.train[t], train, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(path.test[t], test, rtol=1e-10, atol=1e-12)
+
+
+def test_sign_dynamics_of_two_examples_are_the_mean_of_their_steps_and_not_sign_descent(sign_case):
+    pair = sign_case.path([[0, 4]]).train[1]
+    alone = [sign_case.path([[i]]).train[1] for i in (0, 4)]
+    np.testing.assert_allclose(pair, (alone[0] + alone[1]) / 2, rtol=1e-12)
+    assert float(jnp.abs(pair - sign_case.sign_descent([[0, 4]])[0][0]).max()) > 1e-2
+
+
+def test_sign_dynamics_count_an_example_as_often_as_it_is_drawn(sign_case):
+    thrice = sign_case.path([[0, 4, 0]]).train[1]
+    alone = [sign_case.path([[i]]).train[1] for i in (0, 4)]
+    np.testing.assert_allclose(thrice, (2 * alone[0] + alone[1]) / 3, rtol=1e-12)
+
+
+def test_sign_dynamics_take_one_output_with_an_axis_of_its_own(sign_case):
+    f, params, x, _ = sign_case.problem
+    path = kernel_gradient_descent(
+        sign_case.kernel[:, None, :, None],
+        f(params, x)[:, None],
+        sign_case.signs[:, None],
+        logistic,
+        learning_rate=0.05,
+        steps=1,
+        batches=jnp.array([[3]]),
+        sign=True,
+    )
+    np.testing.assert_allclose(path.train[1, :, 0], sign_case.path([[3]]).train[1], rtol=1e-12)

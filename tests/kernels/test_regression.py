@@ -83,3 +83,19 @@ def test_larger_ridge_shrinks_and_jit_agrees(kernels, targets):
         float(jnp.linalg.norm(kernel_ridge_regression(kernels[0], targets, ridge=r).dual)) for r in (0.01, 0.1, 1.0)
     ]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_regression_and_prediction_run_under_jit_and_vmap(kernels, targets):
+    """The solution may be traced, and a kernel may be a constant of the traced function."""
+    f0 = 0.3 * targets
+
+    def predicted(t, k):
+        return kernel_ridge_predict(kernel_ridge_regression(k, t, ridge=0.1, f0=f0), kernels[1], f0[:5])
+
+    plain = predicted(targets, kernels[0])
+    np.testing.assert_allclose(jax.jit(predicted)(targets, kernels[0]), plain, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(lambda t: predicted(t, kernels[0]))(targets), plain, rtol=1e-9)
+    solved = jax.jit(lambda t: kernel_ridge_regression(kernels[0], t, ridge=0.1, f0=f0))(targets)
+    np.testing.assert_allclose(kernel_ridge_predict(solved, kernels[1], f0[:5]), plain, rtol=1e-9)
+    two = jax.vmap(predicted, (0, None))(jnp.stack([targets, 2 * targets]), kernels[0])
+    np.testing.assert_allclose(two[0], plain, rtol=1e-9)

@@ -9,11 +9,32 @@ import numpy as np
 import pytest
 
 from jaxft.core.types import TokenBatch
-from jaxft.kernels import empirical_ntk, kernel_gradient_descent, output_derivative
+from jaxft.kernels import (
+    empirical_ntk,
+    feature_drift,
+    kernel_gradient_descent,
+    lora_kernel,
+    lora_kernel_variance,
+    ntk_parametrization_preconditioner,
+    output_derivative,
+    random_projection,
+)
 from jaxft.train import cross_entropy, make_optimizer
-from theory import kernel_finetuning as paper
 from theory.claims import check_claim
-from theory.kernel_finetuning import CLAIMS, Diagnostics, chi_size, kernel_verdict, paper_verdict
+from theory.kernel_finetuning import (
+    CLAIMS,
+    THRESHOLDS,
+    Diagnostics,
+    chi_size,
+    kernel_verdict,
+    paper_verdict,
+    projections,
+    prompts,
+    residuals,
+    steps,
+    trajectories,
+    widths,
+)
 
 BY_NAME = {claim.id.removeprefix("kernel_finetuning/"): claim for claim in CLAIMS}
 PROMPT = ("chi-prompt", "kernel-drift-prompt", "linearization-prompt")
@@ -22,15 +43,18 @@ TOY = [name for name in BY_NAME if name not in PROMPT]
 
 @pytest.fixture
 def patched(monkeypatch):
-    """Replaces a function that the claims call, and forgets the programs compiled with another one."""
+    """Replaces a function that the claims call, and forgets what was compiled or measured with another one."""
+    modules = (steps, trajectories, residuals, projections, widths)
 
     def forget():
-        for member in vars(paper).values():
-            if hasattr(member, "clear_cache"):
-                member.clear_cache()
+        for member in (m for module in modules for m in vars(module).values()):
+            for clear in ("clear_cache", "cache_clear"):
+                getattr(member, clear, lambda: None)()
 
     def patch(name, replacement):
-        monkeypatch.setattr(paper, name, replacement)
+        for module in modules:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, replacement)
         forget()
 
     yield patch
@@ -66,6 +90,56 @@ def _transposed_outputs(*args, **options):
 
 def _halved(*args, **options):
     return jax.tree.map(lambda kernel: 0.5 * kernel, empirical_ntk(*args, **options))
+
+
+def _transposed_points(*args, **options):
+    """The kernel of the columns' points with the sign on the rows: another orientation."""
+    kernel = empirical_ntk(*args, **options)
+    if options.get("kernel") != "asymmetric_signgd":
+        return kernel
+    f, params, x, *rest = args
+    y = rest[0] if rest else x
+    turned = empirical_ntk(f, params, y, x, **options)
+    return jnp.moveaxis(turned, turned.ndim // 2, 0) if turned.ndim == 2 else jnp.transpose(turned, (2, 3, 0, 1))
+
+
+def _symmetric_signs(*args, **options):
+    if options.get("kernel") == "asymmetric_signgd":
+        options["kernel"] = "signgd"
+    return empirical_ntk(*args, **options)
+
+
+def _doubled_variance(*args, **options):
+    return jnp.sqrt(2.0) * random_projection(*args, **options)
+
+
+def _first_half(gradient, size, **options):
+    """A projection that reads half of the gradient."""
+    return random_projection(jax.tree.map(lambda leaf: leaf.at[leaf.shape[0] // 2 :].set(0), gradient), size, **options)
+
+
+def _lora_of_all(f, params, x, **options):
+    return lora_kernel(f, params, x, **{**options, "scale": 1.1})
+
+
+def _variance_without_trace(*args, **options):
+    return 0.5 * lora_kernel_variance(*args, **options)
+
+
+def _without_biases(params):
+    return jax.tree.map(lambda p: p if p.ndim > 1 else 0 * p, ntk_parametrization_preconditioner(params))
+
+
+def _neighbours(classes):
+    return np.eye(classes)[:, :-1] - np.eye(classes)[:, 1:]
+
+
+def _squared_drift(*args, **options):
+    return feature_drift(*args, **options) ** 2
+
+
+def _without_sign(*args, sign=False, **options):
+    return kernel_gradient_descent(*args, **options)
 
 
 def _uncoupled_outputs(*args, **options):
@@ -125,7 +199,25 @@ FAULTS = {
     "kernel descent without momentum": ("kernel_gradient_descent", _without_momentum, ("adam-ntk",)),
     "kernel descent without bias correction": ("kernel_gradient_descent", _without_bias_correction, ("adam-ntk",)),
     "kernel descent on all examples": ("kernel_gradient_descent", _all_examples, ("adam-ntk",)),
-    "sgd in place of adam": ("make_optimizer", _sgd_for_adam, ("first-adam-step", "first-adam-step-sign")),
+    "sign kernel with the sign on the other side": (
+        "empirical_ntk",
+        _transposed_points,
+        ("sign-step", "asymmetric-sign-one-example", "young-adam-kernel"),
+    ),
+    "symmetric sign kernel": ("empirical_ntk", _symmetric_signs, ("sign-step", "asymmetric-sign-one-logit")),
+    "kernel descent without sign": ("kernel_gradient_descent", _without_sign, ("asymmetric-sign-one-example",)),
+    "contrasts that are differences of neighbours": ("contrast_basis", _neighbours, ("contrast-basis",)),
+    "projection of twice the variance": ("random_projection", _doubled_variance, ("projection-mean",)),
+    "projection of half of the gradient": ("random_projection", _first_half, ("projection-mean", "projection-error")),
+    "adapters with a scale": ("lora_kernel", _lora_of_all, ("lora-mean", "lora-variance")),
+    "variance without one of its terms": ("lora_kernel_variance", _variance_without_trace, ("lora-variance",)),
+    "rates of the biases forgotten": ("ntk_parametrization_preconditioner", _without_biases, ("infinite-width",)),
+    "drift of the gradients squared": ("feature_drift", _squared_drift, ("feature-drift-residual",)),
+    "sgd in place of adam": (
+        "make_optimizer",
+        _sgd_for_adam,
+        ("first-adam-step", "first-adam-step-sign", "constant-gradient"),
+    ),
     "sign descent in place of adam": ("make_optimizer", _sign_for_adam, ("first-adam-step",)),
     "network in place of its tangent": ("linearize", lambda f, params: f, ("adam-ntk",)),
     "output derivative of the wrong sign": ("output_derivative", _negated(output_derivative), ("sgd-step",)),
@@ -155,15 +247,15 @@ def measures_of(accuracy, prompt, head):
 
 
 def test_prompt_claim_compares_prompt_with_head(monkeypatch):
-    monkeypatch.setattr(paper, "tuning_measures", measures_of(0.9, 0.2, 0.5))
+    monkeypatch.setattr(prompts, "tuning_measures", measures_of(0.9, 0.2, 0.5))
     claim = BY_NAME["chi-prompt"]
     assert (check_claim(claim).status, check_claim(claim, control=True).status) == ("holds", "violated")
-    monkeypatch.setattr(paper, "tuning_measures", measures_of(0.9, 0.5, 0.2))
+    monkeypatch.setattr(prompts, "tuning_measures", measures_of(0.9, 0.5, 0.2))
     assert check_claim(claim).status == "violated"
 
 
 def test_network_that_does_not_solve_the_prompted_task_is_no_evidence(monkeypatch):
-    monkeypatch.setattr(paper, "tuning_measures", measures_of(0.6, 0.2, 0.5))
+    monkeypatch.setattr(prompts, "tuning_measures", measures_of(0.6, 0.2, 0.5))
     finding = check_claim(BY_NAME["chi-prompt"])
     assert finding.status == "inconclusive"
     assert "natural task (zero-shot accuracy 0.60" in finding.setting["note"]
@@ -174,18 +266,18 @@ def test_swapped_label_words_do_not_pass(monkeypatch):
     def swapped(tokenizer, words):
         return tuple(reversed(label_word_ids(tokenizer, words)))
 
-    label_word_ids = paper.label_word_ids
-    monkeypatch.setattr(paper, "label_word_ids", swapped)
-    for cached in (paper.tuning, paper.tuning_measures):
-        monkeypatch.setattr(paper, cached.__name__, functools.cache(cached.__wrapped__))
-    evidence = paper.prompt_below_head(0, "chi")
+    label_word_ids = prompts.label_word_ids
+    monkeypatch.setattr(prompts, "label_word_ids", swapped)
+    for cached in (prompts.tuning, prompts.tuning_measures):
+        monkeypatch.setattr(prompts, cached.__name__, functools.cache(cached.__wrapped__))
+    evidence = prompts.prompt_below_head(0, "chi")
     assert evidence.measured > 0.5
     assert evidence.unmet
 
 
 @pytest.mark.slow
 def test_probe_starts_nearer_to_the_labels_than_a_fresh_head():
-    chi = {arm: paper.prompt_below_head(0, "chi", prompt=arm, head="probe") for arm in ("head", "probe")}
+    chi = {arm: prompts.prompt_below_head(0, "chi", prompt=arm, head="probe") for arm in ("head", "probe")}
     assert chi["probe"].measured < 0.9 * chi["head"].measured
 
 
@@ -200,10 +292,10 @@ def test_arms_are_tuned_until_the_loss_is_reached():
 
     params = jnp.zeros((2, 2))
     with jax.numpy_dtype_promotion("standard"):
-        tuned = paper._tuned(f, params, batch, labels)
-        again = paper._tuned(f, tuned, batch, labels)
-    assert float(cross_entropy(f(params, batch), labels)) > paper.TUNED_LOSS
-    assert float(cross_entropy(f(tuned, batch), labels)) <= paper.TUNED_LOSS
+        tuned = prompts._tuned(f, params, batch, labels)
+        again = prompts._tuned(f, tuned, batch, labels)
+    assert float(cross_entropy(f(params, batch), labels)) > prompts.TUNED_LOSS
+    assert float(cross_entropy(f(tuned, batch), labels)) <= prompts.TUNED_LOSS
     np.testing.assert_array_equal(again, tuned)
 
 
@@ -226,7 +318,7 @@ def test_run_at_every_threshold_is_kernel_like():
 
 @pytest.mark.parametrize("name", ["linearization_gap", "feature_drift", "kernel_drift"])
 def test_run_beyond_one_threshold_is_not_and_says_which(name):
-    beyond = paper.THRESHOLDS[name] + 1e-6
+    beyond = THRESHOLDS[name] + 1e-6
     assert kernel_verdict(diagnostics(**{name: beyond})) == f"no: {name}"
 
 

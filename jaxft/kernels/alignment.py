@@ -1,0 +1,103 @@
+"""How well a kernel agrees with the labels, before anything is solved."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxft.core.checks import is_concrete, require, require_finite
+
+
+def kernel_alignment(
+    kernel: Float[Array, "n n"] | Float[Array, "n c n c"],
+    labels: Int[Array, "n"] | Float[Array, "n"] | Float[Array, "n c"],
+    *,
+    centered: bool = True,
+) -> Float[Array, ""]:
+    r"""Cosine of the angle between a kernel and that of the labels.
+
+    $\langle K_c, T_c \rangle_F / (\lVert K_c \rVert_F \lVert T_c \rVert_F)$ with $T = Y Y^\top$, and the index c for
+    kernels of centred features: 1 if K is T up to a positive factor (and, centred, up to an offset of the features).
+
+    ======================  ===============================================================================
+    kernel ``(n, n)``       $T_{ij} = \sum_k Y_{ik} Y_{jk}$, Y one-hot labels, or the float targets given
+    kernel ``(n, c, n, c)`` $T_{ik,jl} = Y_{ik} Y_{jl}$: targets flattened in the order (example, output)
+    ======================  ===============================================================================
+
+    Features are centred over examples, each output on its own. For two classes, one-hot labels and targets of -1 and 1
+    have the same centred alignment; without centring they do not: pass the targets that are meant. A high alignment
+    promises a good predictor from the kernel; a low one rules nothing out.
+
+    Args:
+      kernel: Kernel of the examples; of an asymmetric one the symmetric part alone meets the labels.
+      labels: Integer classes, or float targets.
+      centered: Whether to centre the features of both kernels.
+
+    Returns:
+      The alignment, in [-1, 1]; non-negative for a positive semi-definite kernel. Under tracing NaN where the centred
+      labels vanish.
+
+    Raises:
+      UserError: Shapes that do not fit, or (on concrete input) values that are not finite, labels that are no output of
+        a full kernel, labels that are all one class.
+
+    Example:
+      >>> labels = jnp.array([0, 0, 1])
+      >>> same_class = (labels[:, None] == labels[None, :]).astype(float)
+      >>> kernel_alignment(same_class, labels).round(4).item()
+      1.0
+
+    Reference:
+      Cortes, Mohri and Rostamizadeh 2012, arXiv 1203.0550, section 2 (centred); Cristianini et al. 2001 (uncentred).
+    """
+    where = "kernel_alignment"
+    _check(where, kernel, labels)
+    target = _label_kernel(where, kernel, labels)
+    norm = jnp.linalg.norm(target.ravel())
+    if centered:
+        kernel, target = _center(kernel), _center(target)
+    kernel_norm, target_norm = jnp.linalg.norm(kernel.ravel()), jnp.linalg.norm(target.ravel())
+    if is_concrete(target):
+        varied = bool(target_norm > 10 * jnp.finfo(kernel.dtype).eps * norm)
+        rule = "labels must vary over the examples" if centered else "targets must not be 0"
+        require(varied, where, rule, "one value alone", "Pass examples of two classes or more")
+    return jnp.vdot(kernel, target, precision="highest") / (kernel_norm * target_norm)
+
+
+def _label_kernel(where: str, kernel: Array, labels: Array) -> Array:
+    """The kernel T of the labels, in the shape of ``kernel``."""
+    integers = jnp.issubdtype(labels.dtype, jnp.integer)
+    if kernel.ndim == 2:
+        if integers:
+            return (labels[:, None] == labels[None, :]).astype(kernel.dtype)
+        flat = labels.reshape(len(labels), -1).astype(kernel.dtype)
+        return jnp.matmul(flat, flat.T, precision="highest")
+    c = kernel.shape[1]
+    if integers and is_concrete(labels):
+        low, high = int(np.asarray(labels).min()), int(np.asarray(labels).max())
+        got = f"labels from {low} to {high}"
+        require(
+            low >= 0 and high < c, where, f"labels must be in 0..{c - 1}", got, "Map them to the outputs of the kernel"
+        )
+    y = jax.nn.one_hot(labels, c, dtype=kernel.dtype) if integers else labels.astype(kernel.dtype)
+    return jnp.tensordot(y, y, axes=0)
+
+
+def _center(kernel: Array) -> Array:
+    """The kernel of features less their mean over examples."""
+    for axis in (0, kernel.ndim // 2):
+        kernel = kernel - kernel.mean(axis=axis, keepdims=True)
+    return kernel
+
+
+def _check(where: str, kernel: Array, labels: Array) -> None:
+    square = kernel.ndim in (2, 4) and kernel.shape[: kernel.ndim // 2] == kernel.shape[kernel.ndim // 2 :]
+    require(square, where, "kernel must be (n, n) or (n, c, n, c)", kernel.shape, "Pass the kernel of the examples")
+    n, integers = kernel.shape[0], jnp.issubdtype(labels.dtype, jnp.integer)
+    classes = integers and labels.shape == (n,)
+    targets = not integers and (
+        labels.shape == kernel.shape[:2] if kernel.ndim == 4 else labels.ndim in (1, 2) and len(labels) == n
+    )
+    rule = "labels must be an integer an example, or float targets that match the rows of kernel"
+    require(classes or targets, where, rule, f"{labels.dtype} {labels.shape} and {kernel.shape}", "Reshape them")
+    require_finite(where, (kernel, labels), "kernel and labels")

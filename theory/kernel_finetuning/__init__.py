@@ -1,0 +1,48 @@
+r"""A Kernel-Based View of Language Model Fine-Tuning (Malladi et al. 2023, arXiv 2210.05643): claims and controls.
+
+Exact statements are checked on a small tanh network (``toys``): single steps (``steps``), many steps
+(``trajectories``), what a residual does (``residuals``), subspaces (``projections``) and width (``widths``). The
+statements on prompts are checked on a masked language model pre-trained here (``prompts``). ``verdicts`` says when a
+run is called a kernel method.
+"""
+
+from theory.kernel_finetuning import projections, prompts, residuals, steps, trajectories, widths
+from theory.kernel_finetuning.prompts import (
+    CHI_PROMPT,
+    KERNEL_DRIFT_PROMPT,
+    LINEARIZATION_PROMPT,
+    NATURAL_ACCURACY,
+)
+from theory.kernel_finetuning.verdicts import (
+    PAPER_THRESHOLDS,
+    THRESHOLDS,
+    UNMOVED,
+    Diagnostics,
+    chi_size,
+    kernel_verdict,
+    paper_verdict,
+)
+
+__all__ = [
+    "CHI_PROMPT",
+    "CLAIMS",
+    "KERNEL_DRIFT_PROMPT",
+    "LINEARIZATION_PROMPT",
+    "NATURAL_ACCURACY",
+    "PAPER_THRESHOLDS",
+    "THRESHOLDS",
+    "UNMOVED",
+    "Diagnostics",
+    "chi_size",
+    "kernel_verdict",
+    "paper_verdict",
+]
+
+CLAIMS = (
+    *steps.CLAIMS,
+    *trajectories.CLAIMS,
+    *residuals.CLAIMS,
+    *projections.CLAIMS,
+    *widths.CLAIMS,
+    *prompts.CLAIMS,
+)
