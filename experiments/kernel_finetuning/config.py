@@ -1,6 +1,7 @@
 """Settings of the experiment and its presets."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,12 @@ from jaxft.lab.pretraining import PretrainingConfig
 from jaxft.train import OBJECTIVES
 
 Arm = Literal["prompt", "head", "probe"]
-Optimizer = Literal["sgd", "adam"]
-KernelName = Literal["sgd", "signgd", "preconditioned"]
+Optimizer = Literal["sgd", "adam", "sign"]
+KernelName = Literal["sgd", "signgd", "asymmetric_signgd", "preconditioned"]
+Solver = Literal["ridge", "logistic"]
+
+KERNEL_OF: Mapping[Optimizer, KernelName] = {"sgd": "sgd", "adam": "preconditioned", "sign": "asymmetric_signgd"}
+"""Optimiser -> the kernel whose descent predicts its outputs."""
 
 
 PRETRAINING = PretrainingConfig(steps=1600, positive_frac=0.2)
@@ -33,6 +38,7 @@ class Training:
     warmup_frac: float = 0.0
     sgd_rates: tuple[float, ...] = (1e-3, 1e-2)
     adam_rates: tuple[float, ...] = (2e-4,)
+    sign_rates: tuple[float, ...] = (1e-4,)
     sharding: Literal["replicated", "full"] = "replicated"
     """Placement of the training state where there are several devices."""
 
@@ -46,31 +52,59 @@ class Training:
             bad.append(f"objective: {self.objective!r} is unknown. {nearest(self.objective, OBJECTIVES)}")
         if not 0 <= self.warmup_frac < 1:
             bad.append(f"warmup_frac: must lie in [0, 1), got {self.warmup_frac}")
-        rates = {"sgd_rates": self.sgd_rates, "adam_rates": self.adam_rates}
+        rates = {"sgd_rates": self.sgd_rates, "adam_rates": self.adam_rates, "sign_rates": self.sign_rates}
         return bad + [f"{name}: needs positive rates, got {r}" for name, r in rates.items() if not r or min(r) <= 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Solving:
-    """Kernel regressions; ridge and use of the initial outputs are picked on dev."""
+    """Kernel classifiers. Solver, its regularisation and the use of the initial outputs are those best on dev."""
 
-    kernels: tuple[KernelName, ...] = ("sgd", "signgd", "preconditioned")
+    kernels: tuple[KernelName, ...] = ("sgd", "signgd", "asymmetric_signgd", "preconditioned")
+    """The asymmetric one has one output, and so is solved for two classes alone, by its own LS-SVM."""
+    solvers: tuple[Solver, ...] = ("ridge", "logistic")
+    """Of the symmetric kernels; kernel logistic regression takes the positive ridges."""
     ridges: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
     f0_scales: tuple[float, ...] = (0.0, 0.1, 1.0)
+    gammas: tuple[float, ...] = (0.1, 0.5, 0.9, 2.0, 10.0)
+    """Weights of the errors in the LS-SVM, relative to the norm of the kernel."""
+    mixes: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Shares of that of its two classifiers which has the sign on the training examples."""
     memory_gib: float = 8.0
     """Memory that the gradients held at once may take; less means that more of them are computed again."""
 
     def faults(self) -> list[str]:
         """Everything wrong with these fields."""
-        filled = ("kernels", "ridges", "f0_scales")
+        filled = ("kernels", "solvers", "ridges", "f0_scales", "gammas", "mixes")
         bad = [f"{name}: needs at least one" for name in filled if not getattr(self, name)]
         if "sgd" not in self.kernels:
             bad.append("kernels: must hold sgd, whose drift is followed")
         if any(ridge < 0 for ridge in self.ridges):
             bad.append(f"ridges: must not be negative, got {self.ridges}")
+        if "logistic" in self.solvers and not any(ridge > 0 for ridge in self.ridges):
+            bad.append(f"ridges: logistic regression needs a positive one, got {self.ridges}")
+        if any(gamma <= 0 for gamma in self.gammas):
+            bad.append(f"gammas: must be positive, got {self.gammas}")
+        if any(not 0 <= mix <= 1 for mix in self.mixes):
+            bad.append(f"mixes: must lie in [0, 1], got {self.mixes}")
         if not self.memory_gib > 0:
             bad.append(f"memory_gib: must be positive, got {self.memory_gib}")
         return bad
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """Kernels of LoRA adapters on the matrices of the encoder's layers, at their start."""
+
+    ranks: tuple[int, ...] = (1, 4, 16)
+    """Empty switches them off."""
+    draws: int = 8
+    """Independent draws of the adapters."""
+
+    def faults(self) -> list[str]:
+        """Everything wrong with these fields."""
+        bad = [f"ranks: must be positive, got {rank}" for rank in self.ranks if rank < 1]
+        return bad + ([f"draws: must be 2 or more, got {self.draws}"] if self.draws < 2 else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +125,7 @@ class KernelFinetuningConfig:
     """Seeds of the k-shot samples, each with its own head and batches."""
     arms: tuple[Arm, ...] = ("prompt", "head", "probe")
     """Cloze prompt; fresh linear head; head that starts at the solution of logistic regression."""
-    optimizers: tuple[Optimizer, ...] = ("sgd", "adam")
+    optimizers: tuple[Optimizer, ...] = ("sgd", "adam", "sign")
     pooling: Literal["first", "mean"] = "first"
     test_cap: int = 1000
     probe_examples: int = 64
@@ -102,6 +136,7 @@ class KernelFinetuningConfig:
     """Longest input; the task's own length by default."""
     training: Training = dataclasses.field(default_factory=Training)
     solving: Solving = dataclasses.field(default_factory=Solving)
+    adapters: Adapters = dataclasses.field(default_factory=Adapters)
     pretraining: PretrainingConfig = PRETRAINING
     """The embedded model; unused with --model."""
     seed: int = 0
@@ -117,8 +152,11 @@ class KernelFinetuningConfig:
             bad.append(f"data: {', '.join(real)} must be read from a folder. Pass --data")
         if real and self.model is None:
             bad.append("model: the embedded model knows the generated reviews alone. Pass --model")
-        if "adam" in self.optimizers and "preconditioned" not in self.solving.kernels:
-            bad.append("solving.kernels: must hold preconditioned, which adam is compared with")
+        bad += [
+            f"solving.kernels: must hold {KERNEL_OF[name]}, which {name} is compared with"
+            for name in self.optimizers
+            if name != "sgd" and KERNEL_OF[name] not in self.solving.kernels
+        ]
         bad += [f"splits: must not be negative, got {split}" for split in self.splits if split < 0]
         if self.max_tokens is not None and self.max_tokens < 1:
             bad.append(f"max_tokens: must be positive, got {self.max_tokens}")
@@ -139,12 +177,13 @@ PRESETS = {
         probe_examples=16,
         drift_examples=4,
         training=Training(steps=8, event_every=4, batch_size=4),
-        solving=Solving(ridges=(0.0, 0.1), f0_scales=(0.0, 1.0)),
+        solving=Solving(ridges=(0.0, 0.1), f0_scales=(0.0, 1.0), gammas=(0.5, 2.0), mixes=(0.5,)),
+        adapters=Adapters(ranks=(1, 4), draws=4),
         pretraining=PretrainingConfig(width=16, heads=2, steps=100),
     ),
     "cpu": KernelFinetuningConfig(),
     "accel": KernelFinetuningConfig(
-        task=("sst2", "mr", "rte"),
+        task=tuple(name for name in TASKS if name != "reviews"),
         splits=(13, 21, 42, 87, 100),
         k=(16, 64),
         training=Training(
@@ -154,6 +193,7 @@ PRESETS = {
             warmup_frac=0.06,
             sgd_rates=(1e-3, 5e-3, 1e-2),
             adam_rates=(1e-5, 2e-5, 5e-5),
+            sign_rates=(2e-6, 5e-6, 1e-5),
         ),
         solving=Solving(memory_gib=32.0),
     ),

@@ -14,25 +14,34 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from experiments.kernel_finetuning.adapters import adapter_errors
 from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer
+from experiments.kernel_finetuning.dynamics import EPS, adam_moment, predicted_loss, trainer, unit_batches
 from experiments.kernel_finetuning.measure import (
-    KERNEL_OF,
+    ASYMMETRIC,
     Start,
     describe_start,
     dev_score,
     measure_drift,
     measure_start,
-    predicted_loss,
-    solve_kernel,
     test_accuracies,
-    trainer,
-    unit_batches,
 )
 from experiments.kernel_finetuning.prepare import Model, TaskData, Unit, make_unit
+from experiments.kernel_finetuning.solve import permutation_control, solve_kernel
 from jaxft.core.types import Params
 from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.run import Run
-from jaxft.train import Checkpoints, FitState, fit, fully_shard, init_fit, init_state, replicate
+from jaxft.train import (
+    Checkpoints,
+    FitState,
+    NonFiniteLossError,
+    adam_preconditioner,
+    fit,
+    fully_shard,
+    init_fit,
+    init_state,
+    replicate,
+)
 
 
 class Stopped(Exception):
@@ -74,12 +83,13 @@ def execute(
     data: Sequence[TaskData],
     mesh: Mesh | None,
     advance: Any,
-) -> None:
-    """Runs all phases; what an earlier start has finished is not done again.
+) -> int:
+    """Runs all phases, and returns how many came to an end; what an earlier start has done is not done again.
+
+    A phase whose loss or parameters are no longer finite is recorded as ``diverged``, and the next one begins.
 
     Raises:
       Stopped: The user asked to.
-      NonFiniteLossError: A loss is not finite.
     """
     with Checkpoints(run.checkpoints, keep=2) as checkpoints:
         latest = checkpoints.latest_step()
@@ -90,18 +100,21 @@ def execute(
         phases: list[tuple[Optimizer, float]] = [
             (o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")
         ]
-        number = 0
+        number, ended = 0, 0
         for task, k, split, arm in _units(config, data):
             unit: Unit | None = None
             for optimizer, rate in phases:
                 key = {"task": task.task.name, "k": k, "split": split, "arm": arm, "optimizer": optimizer, "rate": rate}
-                if not context.recorded("result", key):
+                if context.recorded("result", key):
+                    ended += 1
+                elif not context.recorded("diverged", key):
                     if unit is None:
                         unit = make_unit(config, model, task, k=k, split=split, arm=arm)
                         start = _start(context, unit, number)
-                    _phase(context, unit, start, number, optimizer, rate)
+                    ended += _phase(context, unit, start, number, optimizer, rate)
                 number += 1
                 advance(note=" ".join(map(str, key.values())))
+    return ended
 
 
 def _units(config: KernelFinetuningConfig, data: Sequence[TaskData]) -> Iterator[tuple[TaskData, int, int, Any]]:
@@ -119,33 +132,44 @@ def phases_of(config: KernelFinetuningConfig) -> int:
 
 
 def _start(context: Context, unit: Unit, number: int) -> Start:
-    """Outputs, kernels and kernel regressions of a unit; arrays that an earlier start has saved are read."""
-    run, name = context.run, unit.name
-    if run.has_arrays(name):
-        saved = run.load_arrays(name)
-        start = Start(saved["outputs"], {kernel: saved[kernel] for kernel in context.config.solving.kernels})
-    else:
-        start = measure_start(unit, context.config, context.mesh)
-        run.save_arrays(name, outputs=start.outputs, labels=unit.pool.labels, **start.kernels)
-    step = number * (context.config.training.steps + 1)
+    """What is known of a unit before it is fine-tuned; arrays that an earlier start has saved are read."""
+    config, start = context.config, _start_arrays(context, unit)
+    step = number * (config.training.steps + 1)
     if not context.recorded("start", unit.key):
         context.record(step, "start", **unit.key, **describe_start(unit, start))
-    for kernel in context.config.solving.kernels:
+    for kernel in (name for name in config.solving.kernels if name in start.kernels):
         key = {**unit.key, "kernel": kernel}
         if not context.recorded("kernel", key):
-            context.record(step, "kernel", **key, **solve_kernel(unit, start, kernel, context.config))
+            context.record(step, "kernel", **key, **solve_kernel(unit, start, kernel, config))
+        if kernel != ASYMMETRIC and not context.recorded("control", key):
+            context.record(step, "control", **key, **permutation_control(unit, start, kernel, config))
+    if config.adapters.ranks and not context.recorded("adapter", unit.key):
+        for errors in list(adapter_errors(unit, config)):
+            context.record(step, "adapter", **unit.key, **errors)
     return start
 
 
-def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: Optimizer, rate: float) -> None:
+def _start_arrays(context: Context, unit: Unit) -> Start:
+    run, config = context.run, context.config
+    if run.has_arrays(unit.name):
+        saved = run.load_arrays(unit.name)
+        return Start(saved["outputs"], {name: saved[name] for name in saved if name not in ("outputs", "labels")})
+    preconditioner = None
+    if "preconditioned" in config.solving.kernels:
+        preconditioner = adam_preconditioner(adam_moment(unit, config.training), eps=EPS)
+    start = measure_start(unit, config, preconditioner, context.mesh)
+    run.save_arrays(unit.name, outputs=start.outputs, labels=unit.pool.labels, **start.kernels)
+    return start
+
+
+def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: Optimizer, rate: float) -> bool:
+    """Fine-tunes, and returns whether it came to an end rather than diverged."""
     config, training = context.config, context.config.training
     base = number * (training.steps + 1)
     key = {**unit.key, "optimizer": optimizer, "rate": rate}
     tx, segment = trainer(unit.f, training, optimizer, rate, context.mesh)
     state = context.place(init_fit(init_state(unit.params, tx)))
-    predicted = None
-    if KERNEL_OF[optimizer] in start.kernels:
-        predicted = predicted_loss(unit, start, training, optimizer, rate)
+    predicted = predicted_loss(unit, start, training, optimizer, rate)
 
     def measure(params: Params) -> dict[str, float]:
         return measure_drift(unit, start, params, config)
@@ -175,19 +199,29 @@ def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: O
         state = context.checkpoints.restore(context.restored, state)
     else:
         record_event(0, state.train.params, evaluate(state.train.params), None)
-    state = fit(
-        segment,
-        state,
-        unit.train.inputs,
-        unit.train.labels,
-        batches=lambda first, last: jnp.asarray(unit_batches(unit, training, first, last)),
-        steps=training.steps,
-        event_every=training.event_every,
-        evaluate=evaluate,
-        on_event=on_event,
-        patience=training.patience,
-    )
+    diverged = None
+    try:
+        state = fit(
+            segment,
+            state,
+            unit.train.inputs,
+            unit.train.labels,
+            batches=lambda first, last: jnp.asarray(unit_batches(unit, training, first, last)),
+            steps=training.steps,
+            event_every=training.event_every,
+            evaluate=evaluate,
+            on_event=on_event,
+            patience=training.patience,
+        )
+    except NonFiniteLossError as error:
+        diverged = error
     if context.stop.requested:
         raise Stopped
+    if diverged:
+        # A resumed run takes the same steps from the last checkpoint, and diverges again if this record was cut back.
+        reason = str(diverged).split(". ")[0]
+        context.record(base + diverged.step, "diverged", **key, local_step=diverged.step, reason=reason)
+        return False
     result = {"dev_score": float(state.best_score), **test_accuracies(unit, state.best_params)}
     context.record(base + int(state.train.step), "result", **key, **result, **measure(state.best_params))
+    return True

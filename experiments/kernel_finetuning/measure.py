@@ -1,8 +1,9 @@
 """What is measured at a starting point and during fine-tuning, each by one call of the library."""
 
 import functools
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from experiments.kernel_finetuning.config import KernelFinetuningConfig, Optimizer, Solving, Training
-from experiments.kernel_finetuning.prepare import Unit
+from experiments.kernel_finetuning.config import KernelFinetuningConfig, KernelName, Solving
+from experiments.kernel_finetuning.prepare import EVALUATION_BATCH, Unit
 from jaxft.core.types import OutputFn, Params, TokenBatch
-from jaxft.data.batching import batch_indices
 from jaxft.kernels import (
     empirical_ntk,
     feature_drift,
+    kernel_alignment,
     kernel_drift,
-    kernel_gradient_descent,
-    kernel_ridge_predict,
-    kernel_ridge_regression,
     linearization_gap,
     linearize,
+    logit_difference,
 )
-from jaxft.train import (
-    OBJECTIVES,
-    accuracy,
-    adam_preconditioner,
-    cross_entropy,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_segment,
-    second_moment,
-)
+from jaxft.train import accuracy, cross_entropy
 from theory.kernel_finetuning import chi_size
-
-B1, B2, EPS = 0.9, 0.999, 1e-8
-"""Adam's constants."""
 
 COPIES = 2
 """Of a block of gradients, while it is made: as they come out of the backward pass, and in order."""
@@ -46,57 +32,31 @@ COPIES = 2
 MOST_HELD = 64
 """Beyond this many examples a larger block saves nothing."""
 
-KERNEL_OF = {"sgd": "sgd", "adam": "preconditioned"}
-"""Optimiser -> the kernel whose descent predicts its outputs."""
+ASYMMETRIC, FLIPPED = "asymmetric_signgd", "asymmetric_signgd_flipped"
+"""The kernel of sign descent of two classes, all examples against train, and train against all with the sign there."""
 
 
 class Start(NamedTuple):
-    """What is known before fine-tuning: outputs and kernels of train, dev and test examples against train."""
+    """What is known before fine-tuning, of train, dev and test examples."""
 
     outputs: Float[np.ndarray, "n c"]
-    kernels: Mapping[str, Float[np.ndarray, "n c m c"]]
+    kernels: Mapping[str, np.ndarray]
+    """Against the training examples ``[n, c, m, c]``; ``ASYMMETRIC`` ``[n, m]`` and ``FLIPPED`` ``[m, n]``."""
+
+    @property
+    def difference(self) -> Float[np.ndarray, "n"]:
+        """The one logit of two classes."""
+        return self.outputs[:, 1] - self.outputs[:, 0]
 
 
-@functools.cache
-def trainer(f: OutputFn, training: Training, optimizer: Optimizer, rate: float, mesh: Mesh | None):
-    """Optimiser and compiled segment, shared by all units with this output function."""
-    schedule = make_schedule(rate, training.steps, kind=training.schedule, warmup_frac=training.warmup_frac)
-    options = {"b1": B1, "b2": B2, "eps": EPS} if optimizer == "adam" else {}
-    tx = make_optimizer(optimizer, schedule, **options)
-    return tx, make_segment(f, OBJECTIVES[training.objective], tx, mesh=mesh)
-
-
-def unit_batches(unit: Unit, training: Training, start: int, stop: int) -> np.ndarray:
-    """Training examples of the steps: the same for every optimiser, so that their paths can be compared."""
-    return batch_indices(len(unit.train.labels), training.batch_size, seed=unit.split, start=start, stop=stop)
-
-
-def adam_moment(unit: Unit, training: Training) -> Params:
-    """Adam's second moment over one epoch of batches at the starting point, where nothing moves."""
-    n = len(unit.train.labels)
-    steps = -(-n // training.batch_size)
-    tx = make_optimizer("adam", 0.0, b1=B1, b2=B2, eps=EPS)
-    segment = _still_segment(unit.f, training.objective)
-    index = jnp.asarray(unit_batches(unit, training, 0, steps))
-    state, _ = segment(init_state(unit.params, tx), unit.train.inputs, unit.train.labels, index)
-    return second_moment(state.opt_state, b2=B2)
-
-
-@functools.cache
-def _still_segment(f: OutputFn, objective: str):
-    return make_segment(f, OBJECTIVES[objective], make_optimizer("adam", 0.0, b1=B1, b2=B2, eps=EPS))
-
-
-def measure_start(unit: Unit, config: KernelFinetuningConfig, mesh: Mesh | None) -> Start:
+def measure_start(
+    unit: Unit, config: KernelFinetuningConfig, preconditioner: Params | None, mesh: Mesh | None
+) -> Start:
     """Outputs and kernels of all examples against the training examples, at the starting point."""
     outputs = unit.pool.evaluate(lambda batch: _outputs(unit.f, unit.params, batch))
     solving = config.solving
-    examples = examples_held(unit, solving)
-    # Many rows, since the gradients of the columns are computed again for every block of rows.
-    columns = max(1, examples // 4)
-    preconditioner = None
-    if "preconditioned" in solving.kernels:
-        preconditioner = adam_preconditioner(adam_moment(unit, config.training), eps=EPS)
+    symmetric: tuple[KernelName, ...] = tuple(name for name in solving.kernels if name != "asymmetric_signgd")
+    held = examples_held(unit.f, unit, solving)
 
     def against_train(batch: TokenBatch) -> Array:
         found = empirical_ntk(
@@ -104,73 +64,65 @@ def measure_start(unit: Unit, config: KernelFinetuningConfig, mesh: Mesh | None)
             unit.params,
             unit.train.inputs,
             batch,
-            kernel=solving.kernels,
+            kernel=symmetric,
             preconditioner=preconditioner,
-            block_size=(examples - columns, columns),
+            block_size=_block_sizes(held),
             mesh=mesh,
         )
-        return jnp.stack([jnp.transpose(found[name], (2, 3, 0, 1)) for name in solving.kernels], axis=1)
+        return jnp.stack([jnp.transpose(found[name], (2, 3, 0, 1)) for name in symmetric], axis=1)
 
     stacked = unit.pool.evaluate(against_train)
-    return Start(outputs, {name: stacked[:, i] for i, name in enumerate(solving.kernels)})
+    kernels = {name: stacked[:, i] for i, name in enumerate(symmetric)}
+    if ASYMMETRIC in solving.kernels and outputs.shape[1] == 2:
+        kernels |= _sign_kernels(unit, solving, mesh)
+    return Start(outputs, kernels)
 
 
-def solve_kernel(unit: Unit, start: Start, name: str, config: KernelFinetuningConfig) -> dict[str, Any]:
-    """Kernel ridge regression on one-hot labels; ridge and scale of the initial outputs are those best on dev."""
-    kernel, pool = start.kernels[name], unit.pool
-    labels = jnp.asarray(pool.labels)
-    targets = jax.nn.one_hot(labels[pool.train], kernel.shape[1])
-    f0 = jnp.asarray(start.outputs)
-    on_train = jnp.asarray(kernel[pool.train])
-    # Batches of two shapes round differently, and the sign of a gradient that is 0 but for rounding differs with them.
-    on_train = (on_train + jnp.transpose(on_train, (2, 3, 0, 1))) / 2
-    best: dict[str, Any] = {}
-    for f0_scale in config.solving.f0_scales:
-        for ridge in config.solving.ridges:
-            use = f0[pool.train] if f0_scale else None
-            solution = kernel_ridge_regression(on_train, targets, ridge=ridge, f0=use, f0_scale=f0_scale)
-            predicted = kernel_ridge_predict(solution, jnp.asarray(kernel), f0 if f0_scale else None)
-            on_dev = float(accuracy(predicted[pool.dev], labels[pool.dev]))
-            if not best or on_dev > best["accuracy_dev"]:
-                on_test = float(accuracy(predicted[pool.test], labels[pool.test]))
-                best = {"accuracy_dev": on_dev, "accuracy": on_test, "ridge": ridge, "f0_scale": f0_scale}
-                best |= {"rank": int(solution.rank), "size": int(targets.size)}
-    return best
+def _sign_kernels(unit: Unit, solving: Solving, mesh: Mesh | None) -> dict[str, np.ndarray]:
+    """The kernel of sign descent on the difference of two logits, with all examples in its row and its column slot."""
+    u, train = logit_difference(unit.f), unit.train.inputs
+    whole = 2 * max(len(unit.train.labels), EVALUATION_BATCH)
+    held = examples_held(u, unit, solving, most=whole)
+    blocks = (held // 2, held // 2) if held == whole else _block_sizes(held)
+    # As one program where it is not spread over devices: it then makes the gradients of both kernels once.
+    both = _in_both_slots if mesh else _in_both_slots_compiled
+    stacked = unit.pool.evaluate(lambda batch: both(u, blocks, mesh, unit.params, train, batch))
+    return {ASYMMETRIC: stacked[:, 0], FLIPPED: np.ascontiguousarray(stacked[:, 1].T)}
 
 
-def predicted_loss(unit: Unit, start: Start, training: Training, optimizer: Optimizer, rate: float) -> np.ndarray:
-    """Loss on the probe examples after every step, as the kernel of the starting point has it.
-
-    The steps, batches and momentum are those of fine-tuning: nothing is fitted.
-    """
-    kernel = start.kernels[KERNEL_OF[optimizer]]
-    pool, m = unit.pool, len(unit.probe.labels)
-    probe = slice(pool.test.start, pool.test.start + m)
-    schedule = make_schedule(rate, training.steps, kind=training.schedule, warmup_frac=training.warmup_frac)
-    path = kernel_gradient_descent(
-        jnp.asarray(kernel[pool.train]),
-        jnp.asarray(start.outputs[pool.train]),
-        unit.train.labels,
-        OBJECTIVES[training.objective],
-        learning_rate=jnp.stack([schedule(step) for step in range(training.steps)]),
-        steps=training.steps,
-        batches=jnp.asarray(unit_batches(unit, training, 0, training.steps)),
-        b1=B1 if optimizer == "adam" else 0.0,
-        kernel_test=jnp.asarray(kernel[probe]),
-        f0_test=jnp.asarray(start.outputs[probe]),
+def _in_both_slots(
+    u: OutputFn, blocks: tuple[int, int], mesh: Mesh | None, params: Params, train: TokenBatch, batch: TokenBatch
+) -> Array:
+    """``[batch, 2, train]``: the sign on the training examples, and on those of the batch."""
+    on_rows, on_columns = (
+        empirical_ntk(u, params, *pair, kernel="asymmetric_signgd", block_size=blocks, mesh=mesh)
+        for pair in ((batch, train), (train, batch))
     )
-    return np.asarray(jax.vmap(lambda outputs: cross_entropy(outputs, unit.probe.labels))(path.test))
+    return jnp.stack([on_rows, on_columns.T], axis=1)
+
+
+_in_both_slots_compiled = jax.jit(_in_both_slots, static_argnums=(0, 1, 2))
+
+
+def _block_sizes(held: int) -> tuple[int, int]:
+    """Many rows, since the gradients of the columns are computed again for every block of rows."""
+    columns = max(1, held // 4)
+    return held - columns, columns
+
+
+def followed_rows(unit: Unit, config: KernelFinetuningConfig) -> np.ndarray:
+    """The training examples whose kernel is followed; they come class by class, these are spread over the classes."""
+    n = len(unit.train.labels)
+    return np.unique(np.arange(config.drift_examples) * n // config.drift_examples)
 
 
 def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetuningConfig) -> dict[str, float]:
     """How far parameters are from the tangent space of the start: the quantities of the diagnostic table."""
-    n = len(unit.train.labels)
-    # Training examples come class by class: the ones followed are spread over the classes.
-    rows = np.unique(np.arange(config.drift_examples) * n // config.drift_examples)
+    rows = followed_rows(unit, config)
     measured = _drift(
         unit.f,
         config.drift_examples,
-        examples_held(unit, config.solving),
+        examples_held(unit.f, unit, config.solving),
         unit.params,
         params,
         (unit.train.inputs, unit.train.labels),
@@ -181,11 +133,11 @@ def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetu
     return {name: float(value) for name, value in measured.items()}
 
 
-def examples_held(unit: Unit, solving: Solving) -> int:
+def examples_held(f: OutputFn, unit: Unit, solving: Solving, *, most: int = MOST_HELD) -> int:
     """Examples whose gradients fit into the memory allowed, 2 at least; a gradient is held ``COPIES`` times."""
-    outputs = jax.eval_shape(unit.f, unit.params, unit.train.inputs).shape[1]
+    outputs = math.prod(jax.eval_shape(f, unit.params, unit.train.inputs).shape[1:])
     each = COPIES * outputs * sum(leaf.nbytes for leaf in jax.tree.leaves(unit.params))
-    return min(max(2, int(solving.memory_gib * 2**30 / each)), MOST_HELD)
+    return min(max(2, int(solving.memory_gib * 2**30 / each)), most)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -214,6 +166,7 @@ def _drift(
         "feature_drift": feature_drift(f, params0, params, followed, block_size=max(1, held // 2)).mean(),
         "kernel_drift": relative,
         "kernel_cosine": cosine,
+        "alignment": kernel_alignment(kernel, train[1][rows]),
     }
 
 
@@ -224,9 +177,10 @@ def dev_score(f: OutputFn, params: Params, inputs: TokenBatch, labels: Array) ->
 
 
 def describe_start(unit: Unit, start: Start) -> dict[str, float]:
-    r"""Test accuracy and size of $\chi$ on train before fine-tuning, and the latter with the label words swapped.
+    r"""Test accuracy before fine-tuning, size of $\chi$ on train, and the latter with the label words swapped.
 
-    The swapped words are a control: the same network, asked with words that do not name the classes.
+    The swapped words are a control: the same network, asked with words that do not name the classes. The alignment
+    with the labels is that of the whole training kernel.
     """
     pool = unit.pool
     outputs, labels = jnp.asarray(start.outputs), jnp.asarray(pool.labels)
@@ -235,6 +189,7 @@ def describe_start(unit: Unit, start: Start) -> dict[str, float]:
         "accuracy_start": float(accuracy(outputs[pool.test], labels[pool.test])),
         "chi": float(chi_size(on_train, train_labels)),
         "chi_swapped": float(chi_size(jnp.roll(on_train, 1, axis=1), train_labels)),
+        "alignment": float(kernel_alignment(jnp.asarray(start.kernels["sgd"][pool.train]), train_labels)),
     }
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxft.core.checks import UserError, is_concrete, message, require, require_finite
+from jaxft.core.checks import is_concrete, require, require_finite
+from jaxft.kernels.regression import add_initial_outputs
 
 ONE_OUTPUT = "For two classes take the kernel of logit_difference(f), which has one output"
 
@@ -140,12 +141,7 @@ def asymmetric_lssvm_predict(
     f_s = jnp.matmul(kernel_rows, solution.row_dual, precision="highest")
     f_t = jnp.matmul(kernel_columns.T, solution.column_dual, precision="highest")
     change = share * f_s + (1 - share) * f_t
-    if f0 is None:
-        if is_concrete(solution.f0_scale) and np.asarray(solution.f0_scale).any():
-            raise UserError(message(where, "f0 was used in the solution", None, "Pass f0 at the new points"))
-        return change
-    require(f0.shape == change.shape, where, "f0 must be the outputs at the new points", f0.shape, "Use the rows")
-    return change + jnp.asarray(solution.f0_scale, kernel_rows.dtype) * f0
+    return add_initial_outputs(where, change, solution.f0_scale, f0)
 
 
 def _check(where: str, kernel: Array, labels: Array, gamma: float, f0: Array | None) -> None:

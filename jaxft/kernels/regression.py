@@ -121,14 +121,20 @@ def kernel_ridge_predict(
 def predict_from_dual(
     where: str, dual: Array, f0_scale: float | Array, kernel: Array, f0: Array | None
 ) -> Float[Array, "m"] | Float[Array, "m c"]:
-    """``K dual``, and ``f0_scale * f0`` where the solution was made with initial outputs."""
+    """``K dual`` with the initial outputs of the solution."""
     half = kernel.ndim // 2
     fits = kernel.shape[half:] == dual.shape[:half]
     require(fits, where, "columns must be the training points", kernel.shape, "Rows are new points, columns train")
-    change = jnp.tensordot(kernel, dual, axes=half, precision="highest")
+    return add_initial_outputs(where, jnp.tensordot(kernel, dual, axes=half, precision="highest"), f0_scale, f0)
+
+
+def add_initial_outputs(
+    where: str, change: Float[Array, "m *c"], f0_scale: float | Array, f0: Array | None
+) -> Float[Array, "m *c"]:
+    """``change + f0_scale * f0``; without ``f0`` the change, unless the solution was made with initial outputs."""
     if f0 is None:
         if is_concrete(f0_scale) and np.asarray(f0_scale).any():
             raise UserError(message(where, "f0 was used in the solution", None, "Pass f0 at the new points"))
         return change
     require(f0.shape == change.shape, where, "f0 must be the outputs at the new points", f0.shape, "Use the rows")
-    return change + jnp.asarray(f0_scale, kernel.dtype) * f0
+    return change + jnp.asarray(f0_scale, change.dtype) * f0

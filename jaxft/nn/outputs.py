@@ -208,7 +208,12 @@ def _check_batch(where: str, config: EncoderConfig, batch: TokenBatch) -> None:
     if not is_concrete(batch):
         return
     limits = {"input_ids": config.vocab_size, "token_type_ids": config.type_vocab_size, "mask_position": t}
-    ranges = {name: (int(jnp.min(x)), int(jnp.max(x))) for name, x in batch._asdict().items() if name in limits}
+    # Concrete even where the parameters are traced.
+    ranges = {
+        name: (int(np.min(np.asarray(x))), int(np.max(np.asarray(x))))
+        for name, x in batch._asdict().items()
+        if name in limits
+    }
     faults = [
         f"{name} from {low} to {high}, not in [0, {limits[name]})"
         for name, (low, high) in ranges.items()

@@ -48,6 +48,13 @@ CONFIGURATION = {
     "k of 0": (["--k", "0"], "must be positive, got 0"),
     "two faults at once": (["--k", "0", "--training.objective", "mes"], "Did you mean mse?"),
     "kernel without sgd": (["--solving.kernels", "signgd"], "must hold sgd"),
+    "unknown solver": (["--solving.solvers", "svm"], "svm"),
+    "sign without its kernel": (["--solving.kernels", "sgd", "preconditioned"], "must hold asymmetric_signgd"),
+    "logistic regression without a ridge": (["--solving.ridges", "0"], "logistic regression needs a positive one"),
+    "a weight of 0": (["--solving.gammas", "0"], "gammas: must be positive"),
+    "a share above 1": (["--solving.mixes", "1.5"], "mixes: must lie in [0, 1]"),
+    "a rate of 0": (["--training.sign-rates", "0"], "sign_rates: needs positive rates"),
+    "rank and draws": (["--adapters.ranks", "0", "--adapters.draws", "1"], "must be 2 or more, got 1"),
     "prompt for two tasks": (["--task", "sst2", "mr", "--data", ".", "--template", "{a} {mask}"], "one by one"),
 }
 

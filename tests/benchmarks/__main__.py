@@ -12,6 +12,11 @@ from tests.benchmarks import kernels
 
 RESULTS = Path(__file__).with_name("results.md")
 COMMAND = "python -m tests.benchmarks kernels"
+NOTES = (
+    "Medians of up to 5 runs in one process, routes in turn, after a first call; the peak is what a first call adds to "
+    "a fresh process, compilation included; the error is against our kernel in float64. The share of the matmul rate "
+    "counts the work of the contraction route, whatever a route really does."
+)
 PACKAGES = ("jax", "flax", "numpy", "torch")
 
 
@@ -28,8 +33,8 @@ def main() -> int:
     parser.add_argument("what", choices=["kernels"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is written")
     options = parser.parse_args()
-    sizes, table = kernels.measure(kernels.QUICK if options.quick else kernels.Size())
-    text = f"# Empirical NTK\n\n`{COMMAND}`: {sizes}\n{environment()}\n\n{table.strip()}\n"
+    tables = kernels.measure(quick=options.quick)
+    text = f"# Empirical NTK\n\n`{COMMAND}`\n\n{environment()} {NOTES}\n\n{tables.strip()}\n"
     print(text)
     if options.quick or importlib.util.find_spec("torch") is None:
         print(f"{RESULTS.name} is left as it was: it takes a full run with torch installed.", file=sys.stderr)

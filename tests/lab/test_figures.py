@@ -79,6 +79,19 @@ def test_theory_is_a_line_measurement_markers_and_control_grey(drawn):
     np.testing.assert_allclose(np.asarray(predicted.get_ydata()), np.exp(-STEPS))
 
 
+def test_dynamics_over_another_abscissa_with_nothing_predicted():
+    ranks, error = [1, 4, 16], [0.4, 0.2, 0.1]
+    series = [("LoRA", ranks, error, error), ("projection", ranks, [np.nan] * 3, error)]
+    axes = draw_dynamics(series, quantity="error", abscissa="rank", log_abscissa=True).figure.axes[0]
+    assert axes.get_xlabel() == "rank"
+    assert axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "16"]
+    lines = axes.get_lines()
+    np.testing.assert_allclose(np.asarray(lines[0].get_ydata()), error)
+    assert np.isnan(np.asarray(lines[2].get_ydata())).all()
+    np.testing.assert_allclose(np.asarray(lines[3].get_ydata()), error)
+
+
 def test_drift_table_holds_mean_and_standard_error_over_seeds(drawn):
     table = drawn[1]["drift"].table
     np.testing.assert_allclose(table["mean"], 3 * (STEPS + 1))
