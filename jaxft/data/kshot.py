@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from jaxft.core.checks import require
 from jaxft.core.rng import host_stream
 from jaxft.data.readers import Example
@@ -84,3 +87,30 @@ def cap_test(examples: Sequence[Example], *, cap: int = 1000, seed: int = 42) ->
         return list(examples)
     chosen = host_stream(seed, "test-cap").choice(len(examples), size=cap, replace=False)
     return [examples[i] for i in sorted(chosen)]
+
+
+def permute_labels(labels: Int[np.ndarray, "n"], *, seed: int) -> Int[np.ndarray, "n"]:
+    """A permutation of labels that shares each class's examples out evenly over all classes.
+
+    So they say nothing of the true ones, whatever the draw. Where the examples of a class do not divide evenly, which
+    classes get one more is random. With as many examples of every class it is a permutation.
+
+    Args:
+      labels: Class of each example.
+      seed: Seed of the draw.
+
+    Returns:
+      Labels with, up to the remainders, as many examples of every pair of true and permuted class.
+
+    Example:
+      >>> permuted = permute_labels(np.array([0, 0, 0, 0, 1, 1, 1, 1]), seed=0)
+      >>> np.bincount(permuted[:4]).tolist(), np.bincount(permuted[4:]).tolist()
+      ([2, 2], [2, 2])
+    """
+    classes = np.unique(labels)
+    rng, permuted = host_stream(seed, "permuted labels"), labels.copy()
+    order = rng.permutation(classes)
+    for i, c in enumerate(classes):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        permuted[members] = order[(i + np.arange(len(members))) % len(classes)]
+    return permuted

@@ -8,7 +8,7 @@ kernels), ``dynamics`` (discrete kernel descent). Diagnostics: ``linearization``
 tangent space), ``alignment`` (kernel and labels), ``one_step`` (what one step should do, and does).
 """
 
-from jaxft.kernels.alignment import kernel_alignment
+from jaxft.kernels.alignment import kernel_alignment, label_complexity
 from jaxft.kernels.contrast import contrast_basis, contrast_logits, contrast_loss, logit_difference
 from jaxft.kernels.dynamics import KernelTrajectory, kernel_gradient_descent
 from jaxft.kernels.infinite import (
@@ -62,6 +62,7 @@ __all__ = [
     "kernel_logistic_regression",
     "kernel_ridge_predict",
     "kernel_ridge_regression",
+    "label_complexity",
     "linearization_gap",
     "linearize",
     "logit_difference",

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, require, require_finite
+from jaxft.kernels.regression import kernel_ridge_regression
 
 
 def kernel_alignment(
@@ -62,6 +63,48 @@ def kernel_alignment(
         rule = "labels must vary over the examples" if centered else "targets must not be 0"
         require(varied, where, rule, "one value alone", "Pass examples of two classes or more")
     return jnp.vdot(kernel, target, precision="highest") / (kernel_norm * target_norm)
+
+
+def label_complexity(
+    kernel: Float[Array, "n n"] | Float[Array, "n c n c"], labels: Int[Array, "n"], *, ridge: float = 1e-3
+) -> Float[Array, ""]:
+    r"""How large a function of the kernel must be to give the labels.
+
+    $\sqrt{y^\top (K + \lambda I)^{-1} y \cdot \operatorname{tr}(K) / N} / \lVert y \rVert$ with y the centred one-hot
+    labels, N the size of K and $\lambda$ ``ridge`` times its operator norm: 1 for a multiple of the identity, which
+    relates no two outputs, less for labels that vary along the kernel's leading directions. Scaling K changes nothing.
+
+    Args:
+      kernel: Symmetric kernel of the examples.
+      labels: Integer classes.
+      ridge: Regularisation; without it the smallest eigenvalues, which rounding makes, would decide.
+
+    Returns:
+      The complexity, positive.
+
+    Raises:
+      UserError: Shapes that do not fit, a negative ridge, or (on concrete input) a kernel that is not finite or not
+        symmetric.
+
+    Example:
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> related = jnp.where(labels[:, None] == labels[None, :], 1.0, 0.0) + 0.1 * jnp.eye(4)
+      >>> complexities = [label_complexity(k, labels) for k in (jnp.eye(4), related)]
+      >>> [round(float(c), 2) for c in complexities]
+      [1.0, 0.72]
+
+    Reference:
+      Arora et al. 2019, arXiv 1901.08584, theorem 5.1 (without the ridge and the normalisation).
+    """
+    _check("label_complexity", kernel, labels)
+    if kernel.ndim == 2:  # which number names a class does not matter, and there are at most n of them
+        labels = jnp.unique(labels, return_inverse=True, size=len(labels))[1]
+    targets = jax.nn.one_hot(labels, kernel.shape[1], dtype=kernel.dtype)
+    targets = targets - targets.mean(axis=0, keepdims=True)
+    dual = kernel_ridge_regression(kernel, targets, ridge=ridge).dual
+    size = kernel.shape[0] * (kernel.shape[1] if kernel.ndim == 4 else 1)
+    spread = jnp.trace(kernel.reshape(size, size)) / jnp.asarray(size, kernel.dtype)
+    return jnp.sqrt(jnp.vdot(targets, dual, precision="highest") * spread) / jnp.linalg.norm(targets)
 
 
 def _label_kernel(where: str, kernel: Array, labels: Array) -> Array:

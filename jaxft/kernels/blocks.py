@@ -11,6 +11,9 @@ from jaxtyping import Array, PyTree
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.methods import KERNELS, METHODS, Problem
 
+HELD_BYTES = 2**30
+"""Of the gradients held at once, where no block size is given."""
+
 
 class Settings(NamedTuple):
     """What is known when the loop is compiled."""
@@ -43,13 +46,10 @@ def blocked_kernels(
     n, m = (jax.tree.leaves(side)[0].shape[0] for side in (x, y))
     rows, columns = min(settings.rows, n), min(columns, m)
     c = max(jax.eval_shape(problem.outputs, trained, x).shape[1:], default=1)
-    method = METHODS[settings.method]
+    method = METHODS[settings.method].rows
 
     def row_of_blocks(i):
-        block = _block(x, i, rows, n)
-        against = method(problem, block)
-        if half and rows == n:
-            return against(block)
+        against = method(problem, _block(x, i, rows, n))
 
         def one_block(j):
             def compute():
@@ -63,11 +63,26 @@ def blocked_kernels(
         blocks = jax.lax.map(one_block, jnp.arange(-(-m // columns)))
         return jnp.moveaxis(blocks, 0, 2).reshape(len(settings.names), rows * c, -1)[..., : m * c]
 
-    full = jnp.moveaxis(jax.lax.map(row_of_blocks, jnp.arange(-(-n // rows))), 0, 1)
-    full = full.reshape(len(settings.names), -1, m * c)[:, : n * c]
+    if rows == n and columns == m:  # no loop: its buffers would be copied
+        full = method(problem, x)(y)
+    else:
+        full = jnp.moveaxis(jax.lax.map(row_of_blocks, jnp.arange(-(-n // rows))), 0, 1)
+        full = full.reshape(len(settings.names), -1, m * c)[:, : n * c]
     return [jnp.triu(k) + jnp.triu(k, 1).T if mirror else k for k, mirror in zip(full, mirrored, strict=True)]
 
 
+def fitting_blocks(n: int, m: int | None, gradient_bytes: int) -> tuple[int, int]:
+    """Rows and columns of a block whose gradients take about ``HELD_BYTES``; square for ``m=None``, that is y = x.
+
+    Rows first, since the gradients of the columns are made again for every block of rows.
+    """
+    held = max(2, HELD_BYTES // gradient_bytes)
+    columns = held // 2 if m is None else min(m, max(1, held // 4))
+    rows = min(n, columns if m is None else held - columns)
+    return -(-n // -(-n // rows)), columns  # blocks of rows of like size
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def sharded_kernels(
     mesh: Mesh,
     settings: Settings,
@@ -88,11 +103,10 @@ def sharded_kernels(
         out_specs=PartitionSpec(None, mesh.axis_names),
         check_vma=False,
     )
+    flat = run(trained, frozen, x, jax.tree.map(lambda leaf: leaf[share], y), preconditioner)
     # Gathered on every device, so that every process can read the whole.
     whole = NamedSharding(mesh, PartitionSpec())
-    spread = jax.tree.map(lambda leaf: leaf[share], y)
-    flat = jax.jit(run, out_shardings=whole)(trained, frozen, x, spread, preconditioner)
-    return [k[:, : k.shape[1] // share.size * m] for k in flat]
+    return [jax.lax.with_sharding_constraint(k[:, : k.shape[1] // share.size * m], whole) for k in flat]
 
 
 def _block(side: Inputs, index: Array, size: int, total: int) -> Inputs:

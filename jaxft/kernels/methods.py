@@ -3,7 +3,7 @@ r"""Kernels as maps of gradients, and the ways to contract a block of them.
 Every kernel here is $K = \rho(J_x)\, \kappa(J_y)^\top$, with $J$ the Jacobian of the outputs in the parameters and
 $\rho$, $\kappa$ applied entry by entry; ``KERNELS`` is the table of the two. ``METHODS`` is the table of the ways to
 compute a block: a method takes a block of rows and returns a function of a block of columns, so that what belongs to
-the rows is made once. A faster one is a further entry.
+the rows is made once, and says which kernels it supports. A faster one is a further entry.
 """
 
 import functools
@@ -61,75 +61,107 @@ class Problem(NamedTuple):
         return self.f(tree_combine(trained, self.frozen), x)
 
 
-BlockMethod = Callable[[Problem, Inputs], Callable[[Inputs], Array]]
-"""Rows -> (columns -> kernels ``(kernel, rows * c, columns * c)``)."""
+Block = Callable[[Inputs], Array]
+"""Columns -> kernels ``(kernel, rows * c, columns * c)``, (example, output) flattened."""
 
 
-def contraction(problem: Problem, x: Inputs) -> Callable[[Inputs], Array]:
+class Method(NamedTuple):
+    """A way to compute blocks."""
+
+    rows: Callable[[Problem, Inputs], Block]
+    """Makes what belongs to a block of rows, and returns the function of the columns."""
+    supports: Callable[[KernelMaps], bool]
+
+
+def _contraction(problem: Problem, x: Inputs) -> Block:
     """Gram matrices of two blocks of gradients."""
-    left = _flat_gradients(problem, x)
-    return lambda y: _contract(problem, left, left if y is x else _flat_gradients(problem, y))
+    left = _gradients(problem, x)
+    return lambda y: _contract(problem, left, left if y is x else _gradients(problem, y))
 
 
-def ntvp(problem: Problem, x: Inputs) -> Callable[[Inputs], Array]:
-    """One derivative of the rows' outputs along every mapped gradient of the columns: no gradient of a row is formed.
-
-    Costs a forward derivative a column and output, and so pays where a row has many more outputs than tokens.
-    """
+def _ntvp(problem: Problem, x: Inputs) -> Block:
+    """One derivative of the rows' outputs along every mapped gradient of the columns: no gradient of a row is formed."""
     _, push = jax.linearize(lambda p: problem.outputs(p, x).ravel(), problem.trained)
     diagonals = _diagonals(problem)
 
     def against(y: Inputs) -> Array:
-        gradients = _flat_gradients(problem, y)
-        shapes, tree = [leaf.shape for leaf in jax.tree.leaves(problem.trained)], jax.tree.structure(problem.trained)
+        jacobian = output_jacobian(problem.outputs, problem.trained, y)
 
         def of_kernel(name: str) -> Array:
-            mapped = [_mapped(KERNELS[name].columns, g, p) for g, p in zip(gradients, diagonals, strict=True)]
-            tangents = [g.reshape(-1, *shape) for g, shape in zip(mapped, shapes, strict=True)]
-            return jax.vmap(push)(jax.tree.unflatten(tree, tangents)).T
+            def tangent(gradient, p, diagonal):
+                flat = _mapped(KERNELS[name].columns, gradient.reshape(-1, p.size), diagonal)
+                return flat.reshape(-1, *p.shape)
+
+            return jax.vmap(push)(jax.tree.map(tangent, jacobian, problem.trained, diagonals)).T
 
         return jnp.stack([of_kernel(name) for name in problem.names]).astype(problem.accumulate)
 
     return against
 
 
-METHODS: Mapping[str, BlockMethod] = {"contraction": contraction, "ntvp": ntvp}
+METHODS: Mapping[str, Method] = {
+    "contraction": Method(_contraction, lambda maps: True),
+    "ntvp": Method(_ntvp, lambda maps: maps.rows is None),
+}
+
+Gradients = list[list[Array]]
+"""Gradients of a block of examples: for each leaf and output, a matrix (example, parameter)."""
+
+UNROLLED = 8
+"""Up to so many outputs are pulled back one by one: each gradient is then written once, where it is contracted."""
 
 
-def _flat_gradients(problem: Problem, x: Inputs) -> list[Array]:
-    """Gradients of a block of examples, a matrix (example and output, parameter) a leaf."""
-    jacobian = output_jacobian(problem.outputs, problem.trained, x)
-    sizes = [leaf.size for leaf in jax.tree.leaves(problem.trained)]
-    return [leaf.reshape(-1, size) for leaf, size in zip(jax.tree.leaves(jacobian), sizes, strict=True)]
+def _gradients(problem: Problem, x: Inputs) -> Gradients:
+    def of_one(example: Inputs) -> list[PyTree]:
+        one = jax.tree.map(lambda leaf: leaf[None], example)
+        out, pull = jax.vjp(lambda p: problem.outputs(p, one)[0], problem.trained)
+        basis = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
+        if out.size <= UNROLLED:
+            return [pull(direction)[0] for direction in basis]
+        every = jax.vmap(lambda direction: pull(direction)[0])(basis)
+        return [jax.tree.map(lambda leaf, c=c: leaf[c], every) for c in range(out.size)]
+
+    by_output = [jax.tree.leaves(tree) for tree in jax.vmap(of_one)(x)]
+    return [[leaf.reshape(leaf.shape[0], -1) for leaf in leaves] for leaves in zip(*by_output, strict=True)]
 
 
-def _diagonals(problem: Problem) -> list[Array | None]:
-    given = [p.reshape(1, -1) for p in jax.tree.leaves(problem.preconditioner)]
-    return given or [None] * len(jax.tree.leaves(problem.trained))
+def _diagonals(problem: Problem) -> PyTree:
+    """The preconditioner's leaves as rows; ``False`` for each leaf where there is none."""
+    if problem.preconditioner is None:
+        return jax.tree.map(lambda _: False, problem.trained)
+    return jax.tree.map(lambda p: p.reshape(1, -1), problem.preconditioner)
 
 
-def _mapped(feature: Map | None, gradient: Array, diagonal: Array | None) -> Array:
+def _mapped(feature: Map | None, gradient: Array, diagonal: Any) -> Array:
     return gradient if feature is None else feature(gradient, diagonal)
 
 
-def _contract(problem: Problem, left: list[Array], right: list[Array]) -> Array:
+def _contract(problem: Problem, left: Gradients, right: Gradients) -> Array:
     dot = functools.partial(jnp.matmul, precision=problem.precision, preferred_element_type=problem.accumulate)
-    tile = CPU_TILE if jax.default_backend() == "cpu" else max(leaf.shape[1] for leaf in left)
+    on_cpu = jax.default_backend() == "cpu"
 
     def gram(a, b, p):
-        maps = [KERNELS[name] for name in problem.names]
+        maps, (a, b) = [KERNELS[name] for name in problem.names], map(jnp.concatenate, (a, b))
         return jnp.stack([dot(_mapped(m.rows, a, p), _mapped(m.columns, b, p).T) for m in maps])
 
     def leaf(a, b, p):
-        tiles = a.shape[1] // tile
-        if tiles == 0:
+        width = a[0].shape[1]
+        tile = CPU_TILE if on_cpu else width
+        if width <= tile:
             return gram(a, b, p)
 
-        def cut(start, width):
-            return [x if x is None else jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (a, b, p)]
+        def cut(start, size):
+            part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
+            return [part(g) for g in a], [part(g) for g in b], part(p) if isinstance(p, Array) else p
 
+        tiles = width // tile
         whole = jax.lax.fori_loop(0, tiles, lambda k, total: total + gram(*cut(k * tile, tile)), zero)
-        return whole + gram(*cut(tiles * tile, a.shape[1] - tiles * tile))
+        return whole + gram(*cut(tiles * tile, width - tiles * tile))
 
-    zero = jnp.zeros((len(problem.names), left[0].shape[0], right[0].shape[0]), problem.accumulate)
-    return sum((leaf(*terms) for terms in zip(left, right, _diagonals(problem), strict=True)), zero)
+    c, n, m = len(left[0]), left[0][0].shape[0], right[0][0].shape[0]
+    zero = jnp.zeros((len(problem.names), c * n, c * m), problem.accumulate)
+    diagonals = jax.tree.leaves(_diagonals(problem))
+    total = sum((leaf(*terms) for terms in zip(left, right, diagonals, strict=True)), zero)
+    # From (output, example) to (example, output).
+    total = jnp.transpose(total.reshape(-1, c, n, c, m), (0, 2, 1, 4, 3))
+    return total.reshape(-1, n * c, m * c)

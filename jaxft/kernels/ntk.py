@@ -3,6 +3,7 @@ r"""Empirical neural tangent kernels of any ``f(params, x)``, in blocks of bound
 The kernels are the entries of ``methods.KERNELS``; the loop over blocks is in ``blocks``.
 """
 
+import math
 from typing import Literal, overload
 
 import jax
@@ -17,12 +18,13 @@ from jaxft.core.checks import (
     message,
     nearest,
     nonfinite_leaves,
+    path_name,
     require,
     require_finite,
 )
 from jaxft.core.trees import tree_partition
 from jaxft.core.types import Inputs, OutputFn, Params
-from jaxft.kernels.blocks import Settings, blocked_kernels, sharded_kernels
+from jaxft.kernels.blocks import Settings, blocked_kernels, fitting_blocks, sharded_kernels
 from jaxft.kernels.jacobian import output_jacobian, output_shape
 from jaxft.kernels.masks import split_params
 from jaxft.kernels.methods import KERNELS, METHODS
@@ -42,7 +44,7 @@ def empirical_ntk(
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
     method: MethodName = "contraction",
-    block_size: int | tuple[int, int] = 8,
+    block_size: int | tuple[int, int] | None = None,
     accum_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -60,7 +62,7 @@ def empirical_ntk(
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
     method: MethodName = "contraction",
-    block_size: int | tuple[int, int] = 8,
+    block_size: int | tuple[int, int] | None = None,
     accum_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -77,7 +79,7 @@ def empirical_ntk(
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
     method: MethodName = "contraction",
-    block_size: int | tuple[int, int] = 8,
+    block_size: int | tuple[int, int] | None = None,
     accum_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
@@ -100,7 +102,7 @@ def empirical_ntk(
     Outputs that depend on other examples of the batch are not covered.
 
     Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, and their maps, whatever n and m
-    (``ntvp``: those of the columns, and the activations of the rows). Work of ``contraction``: n * c gradients for the
+    (``ntvp``: those of the columns, and the activations of the rows for each of ``columns * c`` directions). Work of ``contraction``: n * c gradients for the
     rows, m * c for the columns of every block of rows, and 2 n m c^2 p operations to contract them (half of it for a
     symmetric kernel with ``y=None``). ``ntvp`` replaces the gradients of the rows and the contraction by a forward
     derivative of n examples for every one of the m * c columns: it pays where c exceeds twice the tokens of an example.
@@ -114,8 +116,10 @@ def empirical_ntk(
       preconditioner: The diagonal of P as a tree like ``params``; goes with ``preconditioned``.
       param_mask: The parameters that are trained, a tree of bools (see ``parameter_mask``); ``None`` means all.
       method: ``contraction`` of Jacobians, or ``ntvp`` (NTK-vector products, not for ``signgd``).
-      block_size: Examples in a block, or (rows, columns).
-      accum_dtype: Type of the sums over parameters and of the result; ``None`` means that of the outputs.
+      block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None`` means
+        as many as have a GiB of gradients.
+      accum_dtype: Type of the result, and for ``contraction`` of the sums over parameters; ``None`` means that of the
+        outputs, float32 at least.
       precision: Precision of the matrix products of ``contraction``.
       mesh: Devices to spread the columns over, along all its axes; ``None`` means no placement.
 
@@ -145,22 +149,23 @@ def empirical_ntk(
         require(name in KERNELS, where, "unknown kernel", repr(name), nearest(str(name), KERNELS))
     require(bool(names), where, "needs a kernel", "none", nearest("", KERNELS))
     require(method in METHODS, where, "unknown method", repr(method), nearest(str(method), METHODS))
-    two_sided = [name for name in names if KERNELS[name].rows is not None and method == "ntvp"]
-    rule = "ntvp needs a kernel that is linear in the gradients of the rows"
-    require(not two_sided, where, rule, ", ".join(two_sided), 'Use method="contraction"')
-    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
-    require(min(rows, columns) >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
+    beyond = [name for name in names if not METHODS[method].supports(KERNELS[name])]
+    rule = f"kernel must be one that {method} can compute"
+    require(not beyond, where, rule, ", ".join(beyond), 'Use method="contraction"')
     shape_x = output_shape(where, f, params, x)
-    if y is not None:
-        shape_y = output_shape(where, f, params, y)
-        same = shape_x[1:] == shape_y[1:]
-        require(same, where, "rows and columns must have the same outputs", (shape_x, shape_y), "Use one f for both")
+    shape_y = shape_x if y is None else output_shape(where, f, params, y)
+    same = shape_x[1:] == shape_y[1:]
+    require(same, where, "rows and columns must have the same outputs", (shape_x, shape_y), "Use one f for both")
     require_finite(where, params, "params")
     trained, frozen = split_params(where, params, param_mask)
-    check_preconditioner(where, names, params, preconditioner)
-    if preconditioner is not None and param_mask is not None:
-        preconditioner = tree_partition(preconditioner, param_mask)[0]
-    accumulate = jnp.dtype(accum_dtype or jax.eval_shape(f, params, x).dtype)
+    preconditioner = trained_preconditioner(where, names, params, trained, preconditioner, param_mask)
+    outputs = jax.eval_shape(f, params, x).dtype
+    accumulate = jnp.dtype(accum_dtype or (outputs if jnp.finfo(outputs).bits >= 32 else jnp.float32))
+    if block_size is None:
+        each = math.prod(shape_x[1:]) * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+        block_size = fitting_blocks(shape_x[0], None if y is None else shape_y[0], each)
+    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    require(min(rows, columns) >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
     settings = Settings(f, names, method, rows, columns, accumulate, precision)
     flat = (
         blocked_kernels(settings, trained, frozen, x, y, preconditioner)
@@ -174,20 +179,42 @@ def empirical_ntk(
     return flat[0] if isinstance(kernel, str) else dict(zip(names, flat, strict=True))
 
 
-def check_preconditioner(where: str, kernels: tuple[str, ...], params: Params, preconditioner: PyTree | None) -> None:
-    """Raises unless a non-negative diagonal like ``params`` comes with the preconditioned kernel, and only with it."""
+def trained_preconditioner(
+    where: str,
+    kernels: tuple[str, ...],
+    params: Params,
+    trained: Params,
+    preconditioner: PyTree | None,
+    param_mask: PyTree | None,
+) -> PyTree | None:
+    """The preconditioner of the trained leaves, from one like ``params`` or like ``trained``.
+
+    Raises:
+      UserError: It comes without the preconditioned kernel or not with it, has other leaves, or (concrete) entries that
+        are negative or not finite.
+    """
     given = preconditioner is not None
     rule = 'preconditioner goes with kernel="preconditioned", and only with it'
     advice = "Pass 1 / (sqrt(second moment) + eps), or choose another kernel"
     require(given == ("preconditioned" in kernels), where, rule, f"{', '.join(kernels)}, given={given}", advice)
     if not given:
-        return
-    shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, preconditioner)
-    same = jax.tree.structure(params) == jax.tree.structure(preconditioner) and shapes[0] == shapes[1]
-    require(same, where, "preconditioner must have the tree and shapes of params", "others", "Map it over params")
+        return None
+    whole = jax.tree.structure(preconditioner) == jax.tree.structure(params)
+    if whole and param_mask is not None:
+        preconditioner = tree_partition(preconditioner, param_mask)[0]
+    shapes = [
+        {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (trained, preconditioner)
+    ]
+    other = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    rule = "preconditioner must have the tree and shapes of params"
+    require(not other, where, rule, f"others in {', '.join(other[:5])}", "Map it over params")
     if is_concrete(preconditioner):
-        bad = failing_leaves(lambda leaf: (leaf >= 0).all(), preconditioner)
-        require(not bad, where, "preconditioner must be non-negative", f"others in {bad[:5]}", "Use its magnitude")
+        bad = failing_leaves(lambda leaf: ((leaf >= 0) & jnp.isfinite(leaf)).all(), preconditioner)
+        advice = "Use its magnitude, and an eps above 0 where a second moment is 0"
+        shown = f"others in {', '.join(bad[:5])}"
+        require(not bad, where, "preconditioner must be finite and non-negative", shown, advice)
+    return preconditioner
 
 
 def _require_finite_kernels(where, kernels: list[Array], f, params: Params, sides, param_mask) -> None:

@@ -12,6 +12,7 @@ from jaxft.core.trees import tree_add, tree_scale
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.dynamics import LossFn
 from jaxft.kernels.jacobian import output_shape
+from jaxft.kernels.ntk import trained_preconditioner
 
 RuleName = Literal["sgd", "signgd", "preconditioned"]
 
@@ -92,7 +93,7 @@ def one_step_prediction(
     output_shape(where, f, params, x)
     output_shape(where, f, params, x_test)
     require_finite(where, params, "params")
-    _check_preconditioner(where, rule, params, preconditioner)
+    trained_preconditioner(where, (rule,), params, params, preconditioner, None)
 
     gradient = jax.grad(lambda p: loss(f(p, x), labels))(params)
     # Without a preconditioner the second argument of a direction is not read.
@@ -101,14 +102,3 @@ def one_step_prediction(
     step = tree_scale(-learning_rate, direction)
     before, predicted = jax.jvp(lambda p: f(p, x_test), (params,), (step,))
     return OneStep(predicted, f(tree_add(params, step), x_test) - before)
-
-
-def _check_preconditioner(where: str, rule: str, params: Params, preconditioner: PyTree | None) -> None:
-    given = preconditioner is not None
-    says = 'preconditioner goes with rule="preconditioned", and only with it'
-    advice = "Pass 1 / (sqrt(second moment) + eps), or choose another rule"
-    require(given == (rule == "preconditioned"), where, says, f"{rule}, given={given}", advice)
-    if given:
-        shapes = jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, preconditioner)
-        same = jax.tree.structure(params) == jax.tree.structure(preconditioner) and shapes[0] == shapes[1]
-        require(same, where, "preconditioner must have the tree and shapes of params", "others", "Map it over params")

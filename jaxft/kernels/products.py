@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxft.core.checks import require
-from jaxft.core.trees import tree_add, tree_combine, tree_partition
+from jaxft.core.trees import tree_add, tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.jacobian import output_shape
 from jaxft.kernels.masks import split_params
-from jaxft.kernels.ntk import check_preconditioner
+from jaxft.kernels.ntk import trained_preconditioner
 
 
 def ntk_vector_product(
@@ -61,8 +61,9 @@ def ntk_vector_product(
     require(fits, where, f"v must have the shape of the outputs of y, {shape_y}", v.shape, "Reshape or transpose it")
     rule = "block_size must be at least 1"
     require(block_size is None or block_size >= 1, where, rule, block_size, "Use None, or what memory allows")
-    check_preconditioner(where, ("sgd",) if preconditioner is None else ("preconditioned",), params, preconditioner)
     trained, frozen = split_params(where, params, param_mask)
+    names = ("sgd",) if preconditioner is None else ("preconditioned",)
+    diagonal = trained_preconditioner(where, names, params, trained, preconditioner, param_mask)
 
     def outputs(p: Params, block: Inputs) -> Array:
         return f(tree_combine(p, frozen), block)
@@ -80,8 +81,7 @@ def ntk_vector_product(
 
     zero = jax.tree.map(jnp.zeros_like, trained)
     direction, _ = jax.lax.scan(add_pulled, zero, _blocks(shape_y[0], block_size))
-    if preconditioner is not None:
-        diagonal = preconditioner if param_mask is None else tree_partition(preconditioner, param_mask)[0]
+    if diagonal is not None:
         direction = jax.tree.map(jnp.multiply, direction, diagonal)
     product = jax.lax.map(pushed, _blocks(shape_x[0], block_size)[0])
     return product.reshape(-1, *shape_x[1:])[: shape_x[0]]

@@ -29,7 +29,13 @@ def second_moment(opt_state: PyTree, *, b2: float) -> PyTree:
       [9.0, 4.0]
     """
     state = _only("second_moment", opt_state, optax.ScaleByAdamState, "optax.adam")
-    return optax.tree.bias_correction(state.nu, b2, state.count)
+    # Leaves that optax.masked leaves out are None, as in a tree restricted to a parameter mask.
+    nu = jax.tree.map(
+        lambda x: None if isinstance(x, optax.MaskedNode) else x,
+        state.nu,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+    return optax.tree.bias_correction(nu, b2, state.count)
 
 
 def adam_preconditioner(second_moment: PyTree, *, eps: float | Array, eps_root: float | Array = 0.0) -> PyTree:
@@ -94,7 +100,8 @@ def adafactor_preconditioner(opt_state: PyTree, params: PyTree) -> PyTree:
         fits = param.ndim > 1 and [rows.shape, columns.shape] == expected
         require(fits, where, "moments must fit the parameters", (rows.shape, columns.shape, param.shape), advice)
         r, c = jnp.expand_dims(rows, column_axis), jnp.expand_dims(columns, row_axis)
-        return jax.lax.rsqrt(r * c / r.mean(axis=row_axis, keepdims=True))
+        # As two factors: the product of the moments of an unused row and of a column underflows.
+        return jax.lax.rsqrt(r / r.mean(axis=row_axis, keepdims=True)) * jax.lax.rsqrt(c)
 
     return jax.tree.map(of_leaf, params, state.v_row, state.v_col, state.v)
 

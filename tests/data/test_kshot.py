@@ -1,6 +1,9 @@
 from collections import Counter
 
-from jaxft.data.kshot import cap_test, sample_kshot
+import numpy as np
+import pytest
+
+from jaxft.data.kshot import cap_test, permute_labels, sample_kshot
 from jaxft.data.readers import Example
 
 SPLIT = [Example(f"text {i}", None, i % 3) for i in range(90)]
@@ -32,3 +35,20 @@ def test_the_cap_keeps_distinct_examples_in_file_order():
     assert kept == cap_test(SPLIT, cap=20)
     assert kept != cap_test(SPLIT, cap=20, seed=1)
     assert cap_test(SPLIT, cap=90) == SPLIT
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2, 16), (3, 16), (5, 16), (6, 16)])
+def test_permuted_labels_are_a_permutation_that_says_nothing_of_the_true_ones(classes, k):
+    labels = np.repeat(np.arange(classes), k)
+    agree = np.zeros(60)
+    for seed in range(60):
+        permuted = permute_labels(labels, seed=seed)
+        counts = np.stack([np.bincount(permuted[labels == c], minlength=classes) for c in range(classes)])
+        assert counts.min() >= k // classes
+        assert counts.max() <= -(-k // classes)
+        assert (np.sort(permuted) == labels).all()
+        agree[seed] = (permuted == labels).mean()
+    # Remainders are shared out at random: the true class gets no more than the others.
+    assert abs(agree.mean() - 1 / classes) < 3 * agree.std() / np.sqrt(60) + 1e-12
+    np.testing.assert_array_equal(permute_labels(labels, seed=3), permute_labels(labels, seed=3))
+    assert (permute_labels(labels, seed=3) != permute_labels(labels, seed=4)).any()

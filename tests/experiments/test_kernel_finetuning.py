@@ -19,7 +19,6 @@ from experiments.kernel_finetuning.config import PRESETS, KernelFinetuningConfig
 from experiments.kernel_finetuning.dynamics import is_kernel_descent
 from experiments.kernel_finetuning.prepare import load_model, load_task, make_unit
 from experiments.kernel_finetuning.rows import run_rows, table_rows
-from experiments.kernel_finetuning.solve import permuted_labels
 from jaxft.kernels import logit_difference, output_jacobian
 from jaxft.lab.config import parse_config
 from jaxft.lab.interrupts import Interrupts
@@ -188,16 +187,6 @@ def test_asymmetric_kernels_equal_dense_products_of_gradients(finished):
     np.testing.assert_allclose(saved["asymmetric_signgd_flipped"][:, :4], dense, **tolerance)
     assert saved["asymmetric_signgd"].shape == (20, 4)
     assert saved["asymmetric_signgd_flipped"].shape == (4, 20)
-
-
-def test_permuted_labels_are_a_permutation_that_says_nothing_of_the_true_ones():
-    labels = np.repeat([0, 1, 2], 6)
-    permuted = permuted_labels(labels, seed=3)
-    pairs = np.zeros((3, 3), int)
-    np.add.at(pairs, (labels, permuted), 1)
-    np.testing.assert_array_equal(pairs, 2)
-    np.testing.assert_array_equal(permuted, permuted_labels(labels, seed=3))
-    assert (permuted != permuted_labels(labels, seed=4)).any()
 
 
 def test_accel_runs_the_paper_s_fourteen_tasks():
