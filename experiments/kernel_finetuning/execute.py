@@ -59,14 +59,18 @@ class Context:
     restored: int
     """Step of the checkpoint the run continues from; -1 at a first start."""
     mesh: Mesh | None
+    history: list[dict[str, Any]]
+    """All records of the run so far: the file is read once."""
 
     def record(self, step: int, kind: str, **fields: Any) -> None:
         """Appends to the metrics what was measured at a step."""
-        self.run.records.append({"step": step, "kind": kind, **fields})
+        found = {"step": step, "kind": kind, **fields}
+        self.run.records.append(found)
+        self.history.append(found)
 
     def recorded(self, kind: str, key: dict[str, Any]) -> bool:
         """Whether the metrics hold a record of this kind with these fields."""
-        return any(r["kind"] == kind and key.items() <= r.items() for r in self.run.records.read())
+        return any(r["kind"] == kind and key.items() <= r.items() for r in self.history)
 
     def place(self, tree: Any) -> Any:
         """A training state on the devices, as the configuration asks."""
@@ -93,10 +97,11 @@ def execute(
     """
     with Checkpoints(run.checkpoints, keep=2) as checkpoints:
         latest = checkpoints.latest_step()
-        context = Context(config, run, stop, checkpoints, -1 if latest is None else latest, mesh)
-        run.records.cut_back(context.restored)
+        restored = -1 if latest is None else latest
+        run.records.cut_back(restored)
         if jax.process_count() > 1:  # the others read what process 0 has cut
             multihost_utils.sync_global_devices("cut back")
+        context = Context(config, run, stop, checkpoints, restored, mesh, run.records.read())
         phases: list[tuple[Optimizer, float]] = [
             (o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")
         ]

@@ -48,8 +48,9 @@ def write_report(
         *_diverged(records),
         "## Findings",
         markdown_table(quantity_rows(findings), QUANTITY_COLUMNS),
-        "Each claim says that the prompt lies below the fresh head, split by split: χ before fine-tuning, "
-        "the others at the lowest training loss that both arms reach. The control must be violated.",
+        "Each claim names the greater and the lesser of a pair, split by split: χ before fine-tuning, gap and drift "
+        "at the lowest training loss that both arms reach, complexity that of the labels for the SGD kernel at the "
+        "start. The control must be violated.",
         *_adapters(config, records),
         "## Permuted labels",
         markdown_table(control_rows(records), CONTROL_COLUMNS),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from experiments.kernel_finetuning.config import KernelFinetuningConfig, Solver, Solving
 from experiments.kernel_finetuning.measure import ASYMMETRIC, FLIPPED, Start
@@ -28,7 +28,7 @@ from jaxft.train import accuracy, cross_entropy
 
 
 def solve_kernel(unit: Unit, start: Start, name: str, config: KernelFinetuningConfig) -> dict[str, Any]:
-    """The classifier of a kernel that is best on dev, of those that tie the one of least loss: settings, test accuracy."""
+    """The classifier that is best on dev, of those that tie the one of least loss: its settings and test accuracy."""
     pool, labels = unit.pool, jnp.asarray(unit.pool.labels)
     candidates = _asymmetric if name == ASYMMETRIC else _symmetric
     best: dict[str, Any] = {}

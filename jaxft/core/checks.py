@@ -102,4 +102,5 @@ def leading_size(where: str, tree: Any) -> int:
         f"shapes {shapes}",
         "Stack examples on axis 0",
     )
+    require(shapes[0][0] > 0, where, "there must be an example", "none", "Pass one or more")
     return shapes[0][0]

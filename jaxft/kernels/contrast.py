@@ -35,9 +35,10 @@ def contrast_basis(classes: int) -> Float[np.ndarray, "c contrasts"]:
 def contrast_logits(f: OutputFn, classes: int) -> OutputFn:
     r"""The contrasts $Q^\top f$ of a function of C logits: ``[n, c]`` becomes ``[n, c - 1]``.
 
-    Gradient descent on a cross-entropy of f is that of ``contrast_loss`` on the contrasts, and so are its kernel
-    dynamics: $\sum_c \chi_c = 0$ makes $K \chi$ depend on $Q^\top K Q$ alone. Not covered: losses that see the common
-    part, such as squared error on one-hot targets, and sign kernels, which are not equivariant to a change of basis.
+    Gradient descent on a cross-entropy of f is that of ``contrast_loss`` on the contrasts, and so are the kernel
+    dynamics of the contrasts: since $\sum_c \chi_c = 0$, $Q^\top K \chi = (Q^\top K Q)\, Q^\top \chi$. Not covered:
+    losses that see the common part, such as squared error on one-hot targets, and sign kernels, which are not
+    equivariant to a change of basis. The functions made here are remembered, with what ``f`` holds on to.
 
     Args:
       f: Logits ``[n, c]``.

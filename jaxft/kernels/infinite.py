@@ -124,8 +124,8 @@ def arccosine_kernels(
 
     For $\sigma_w = 1$, $\sigma_b = 0$ and ``parameterization="ntk"``: with $\theta$ the angle of $(u, v)$ under $K$,
     $E\, \phi(u) \phi(v) = \lVert u \rVert \lVert v \rVert (\sin\theta + (\pi - \theta) \cos\theta) / 2\pi$ and
-    $E\, \phi'(u) \phi'(v) = (\pi - \theta) / 2\pi$. Differentiable but where two rows are parallel. In float32
-    the NTK of parallel rows of ``x`` and ``y`` is off by some 1e-4.
+    $E\, \phi'(u) \phi'(v) = (\pi - \theta) / 2\pi$. Without a gradient where two rows are parallel,
+    so for ``y=None``. In float32 the NTK of parallel rows of ``x`` and ``y`` is off by some 1e-4.
 
     Args:
       x: Rows, none of them 0.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxft.core.checks import require
 from jaxft.core.trees import tree_sub
@@ -100,7 +100,13 @@ def linearization_gap(f: OutputFn, params0: Params, params1: Params, x: Inputs) 
 
 
 def feature_drift(
-    f: OutputFn, params0: Params, params1: Params, x: Inputs, *, block_size: int = 8
+    f: OutputFn,
+    params0: Params,
+    params1: Params,
+    x: Inputs,
+    *,
+    param_mask: PyTree | None = None,
+    block_size: int = 8,
 ) -> Float[Array, "n"] | Float[Array, "n c"]:
     r"""Relative distance of every output's gradient before and after.
 
@@ -112,13 +118,14 @@ def feature_drift(
       params0: Parameters before fine-tuning.
       params1: Parameters after it.
       x: Inputs.
+      param_mask: Leaves whose gradients count (see ``parameter_mask``); ``None`` means all.
       block_size: Examples whose gradients are held at once.
 
     Returns:
       The relative distance, in the shape of the outputs; the paper reports its mean.
 
     Raises:
-      UserError: Outputs of another shape, or a block size below 1.
+      UserError: Outputs of another shape, a mask that does not fit, or a block size below 1.
 
     Example:
       >>> feature_drift(lambda w, x: w**2 * x, jnp.array(1.0), jnp.array(1.5), jnp.ones(2)).tolist()
@@ -136,7 +143,7 @@ def feature_drift(
 
     def of_one(example: Inputs) -> Array:
         one = jax.tree.map(lambda leaf: leaf[None], example)
-        jacobians = jax.lax.map(lambda params: output_jacobian(f, params, one), both)
+        jacobians = jax.lax.map(lambda params: output_jacobian(f, params, one, param_mask=param_mask), both)
         before, after = (jax.tree.map(lambda leaf, i=i: leaf[i], jacobians) for i in (0, 1))
         change = _norms(tree_sub(after, before), len(shape))
         return (change / _norms(before, len(shape)))[0]

@@ -150,6 +150,8 @@ def kernel_logistic_predict(
 def _check(where: str, kernel: Array, labels: Array, ridge: float, classes: int | None, f0: Array | None) -> None:
     square = kernel.ndim in (2, 4) and kernel.shape[: kernel.ndim // 2] == kernel.shape[kernel.ndim // 2 :]
     require(square, where, "kernel must be (n, n) or (n, c, n, c)", kernel.shape, "Pass the kernel of the train set")
+    several = kernel.ndim == 2 or kernel.shape[1] > 1
+    require(several, where, "a full kernel must have two outputs or more", kernel.shape, "Reshape it to (n, n)")
     integers = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == kernel.shape[:1]
     got = f"{labels.dtype} of shape {labels.shape} for {kernel.shape[0]} examples"
     require(integers, where, "labels must be one integer an example", got, "Pass class indices, not targets")

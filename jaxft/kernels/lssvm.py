@@ -145,7 +145,8 @@ def asymmetric_lssvm_predict(
 
 
 def _check(where: str, kernel: Array, labels: Array, gamma: float, f0: Array | None) -> None:
-    require(kernel.ndim != 4, where, "kernel must be of one output", f"shape {kernel.shape}", ONE_OUTPUT)
+    advice = "Reshape it to (n, n)" if kernel.ndim == 4 and kernel.shape[1] == 1 else ONE_OUTPUT
+    require(kernel.ndim != 4, where, "kernel must be (n, n), of one output", f"shape {kernel.shape}", advice)
     square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]
     require(square, where, "kernel must be (n, n)", kernel.shape, "Pass the kernel of the train set")
     integers = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == kernel.shape[:1]

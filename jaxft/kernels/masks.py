@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -74,6 +75,7 @@ def split_params(where: str, params: Params, param_mask: PyTree | None) -> tuple
       UserError: The mask is no tree of bools like ``params``; the leaves it has too many or too few are named.
     """
     if param_mask is None:
+        _require_floats(where, params)
         return params, jax.tree.map(lambda _: None, params)
     flags, leaves = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (param_mask, params)
@@ -86,4 +88,13 @@ def split_params(where: str, params: Params, param_mask: PyTree | None) -> tuple
     other = [name for name, flag in flags.items() if not isinstance(flag, bool | np.bool_)]
     require(not other, where, "param_mask must hold Python bools", ", ".join(other[:5]), advice)
     require(any(flags.values()), where, "param_mask must leave a parameter", "none", advice)
-    return tree_partition(params, param_mask)
+    trained, frozen = tree_partition(params, param_mask)
+    _require_floats(where, trained)
+    return trained, frozen
+
+
+def _require_floats(where: str, trained: Params) -> None:
+    kinds = [(path_name(p), jnp.result_type(leaf)) for p, leaf in jax.tree_util.tree_leaves_with_path(trained)]
+    other = [f"{name} of {dtype}" for name, dtype in kinds if not jnp.issubdtype(dtype, jnp.inexact)]
+    rule = "trained parameters must be floats"
+    require(not other, where, rule, ", ".join(other[:5]), "Leave these leaves out by a param_mask")

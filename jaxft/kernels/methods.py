@@ -80,7 +80,7 @@ def _contraction(problem: Problem, x: Inputs) -> Block:
 
 
 def _ntvp(problem: Problem, x: Inputs) -> Block:
-    """One derivative of the rows' outputs along every mapped gradient of the columns: no gradient of a row is formed."""
+    """One derivative of the rows' outputs along every mapped gradient of the columns; no gradient of a row."""
     _, push = jax.linearize(lambda p: problem.outputs(p, x).ravel(), problem.trained)
     diagonals = _diagonals(problem)
 

@@ -102,10 +102,11 @@ def empirical_ntk(
     Outputs that depend on other examples of the batch are not covered.
 
     Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, and their maps, whatever n and m
-    (``ntvp``: those of the columns, and the activations of the rows for each of ``columns * c`` directions). Work of ``contraction``: n * c gradients for the
-    rows, m * c for the columns of every block of rows, and 2 n m c^2 p operations to contract them (half of it for a
-    symmetric kernel with ``y=None``). ``ntvp`` replaces the gradients of the rows and the contraction by a forward
-    derivative of n examples for every one of the m * c columns: it pays where c exceeds twice the tokens of an example.
+    (``ntvp``: those of the columns, and the activations of the rows for each of ``columns * c`` directions). Work of
+    ``contraction``: n * c gradients for the rows, m * c for the columns of every block of rows, and 2 n m c^2 p
+    operations to contract them (half of it for a symmetric kernel with ``y=None``). ``ntvp`` replaces the gradients of
+    the rows and the contraction by a forward derivative of n examples for every one of the m * c columns: it pays where
+    c exceeds twice the tokens of an example.
 
     Args:
       f: Outputs ``[n]`` (kernel ``(n, m)``) or ``[n, c]`` (kernel ``(n, c, m, c)``).
@@ -116,8 +117,8 @@ def empirical_ntk(
       preconditioner: The diagonal of P as a tree like ``params``; goes with ``preconditioned``.
       param_mask: The parameters that are trained, a tree of bools (see ``parameter_mask``); ``None`` means all.
       method: ``contraction`` of Jacobians, or ``ntvp`` (NTK-vector products, not for ``signgd``).
-      block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None`` means
-        as many as have a GiB of gradients.
+      block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None``
+        means as many as have a GiB of gradients.
       accum_dtype: Type of the result, and for ``contraction`` of the sums over parameters; ``None`` means that of the
         outputs, float32 at least.
       precision: Precision of the matrix products of ``contraction``.

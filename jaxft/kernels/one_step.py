@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxft.core.checks import nearest, require, require_finite
-from jaxft.core.trees import tree_add, tree_scale
+from jaxft.core.trees import tree_add, tree_combine, tree_scale
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.dynamics import LossFn
 from jaxft.kernels.jacobian import output_shape
+from jaxft.kernels.masks import split_params
 from jaxft.kernels.ntk import trained_preconditioner
 
 RuleName = Literal["sgd", "signgd", "preconditioned"]
@@ -44,6 +45,7 @@ def one_step_prediction(
     learning_rate: float | Float[Array, ""],
     rule: RuleName = "sgd",
     preconditioner: PyTree | None = None,
+    param_mask: PyTree | None = None,
 ) -> OneStep:
     r"""Change of outputs over one step $\theta - \eta\, d$, to first order and in fact.
 
@@ -69,6 +71,7 @@ def one_step_prediction(
       learning_rate: Step size.
       rule: Name of the rule.
       preconditioner: The diagonal of P as a tree like ``params``; goes with ``preconditioned``.
+      param_mask: The parameters that are trained (see ``parameter_mask``); ``None`` means all.
 
     Returns:
       The predicted and the measured change, in the shape of the test outputs.
@@ -93,12 +96,15 @@ def one_step_prediction(
     output_shape(where, f, params, x)
     output_shape(where, f, params, x_test)
     require_finite(where, params, "params")
-    trained_preconditioner(where, (rule,), params, params, preconditioner, None)
+    trained, frozen = split_params(where, params, param_mask)
+    diagonal = trained_preconditioner(where, (rule,), params, trained, preconditioner, param_mask)
 
-    gradient = jax.grad(lambda p: loss(f(p, x), labels))(params)
+    def outputs(p: Params, inputs: Inputs) -> Array:
+        return f(tree_combine(p, frozen), inputs)
+
+    gradient = jax.grad(lambda p: loss(outputs(p, x), labels))(trained)
     # Without a preconditioner the second argument of a direction is not read.
-    paired = gradient if preconditioner is None else preconditioner
-    direction = jax.tree.map(DIRECTIONS[rule], gradient, paired)
+    direction = jax.tree.map(DIRECTIONS[rule], gradient, gradient if diagonal is None else diagonal)
     step = tree_scale(-learning_rate, direction)
-    before, predicted = jax.jvp(lambda p: f(p, x_test), (params,), (step,))
-    return OneStep(predicted, f(tree_add(params, step), x_test) - before)
+    before, predicted = jax.jvp(lambda p: outputs(p, x_test), (trained,), (step,))
+    return OneStep(predicted, outputs(tree_add(trained, step), x_test) - before)

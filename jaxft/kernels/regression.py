@@ -57,7 +57,7 @@ def kernel_ridge_regression(
       ([0.5, 1.0], 2)
 
     Reference:
-      Malladi et al. 2023, arXiv 2210.05643, appendix A (solving the kernel); Saunders et al. 1998.
+      Malladi et al. 2023, arXiv 2210.05643 (solving the kernel); Saunders et al. 1998.
     """
     where = "kernel_ridge_regression"
     square = kernel.ndim in (2, 4) and kernel.shape[: kernel.ndim // 2] == kernel.shape[kernel.ndim // 2 :]
@@ -78,7 +78,8 @@ def kernel_ridge_regression(
     kept = eigenvalues > jnp.asarray(floor, flat.dtype) * largest
     inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues + jnp.asarray(ridge, flat.dtype) * largest, 1), 0)
     right = residual.reshape(size, -1)
-    dual = vectors @ (inverse[:, None] * (vectors.T @ right))
+    inner = jnp.matmul(vectors.T, right, precision="highest")
+    dual = jnp.matmul(vectors, inverse[:, None] * inner, precision="highest")
     return KernelRidge(dual.reshape(targets.shape), kept.sum(), f0_scale if f0 is not None else 0.0)
 
 

@@ -8,6 +8,7 @@ from jaxft.core.checks import UserError
 from jaxft.train import (
     Checkpoints,
     accuracy,
+    adafactor_preconditioner,
     adam_ntk,
     cross_entropy,
     fit,
@@ -18,7 +19,6 @@ from jaxft.train import (
     make_schedule,
     make_segment,
     mse,
-    adafactor_preconditioner,
     second_moment,
     shard_examples,
 )
@@ -81,7 +81,7 @@ def test_adam_ntk_refuses_a_moment_of_another_model():
 def test_second_moment_needs_one_adam_state_that_has_seen_a_step():
     with pytest.raises(UserError, match=r"one optax\.adam state, got 0\. Pass the state of a run"):
         second_moment(optax.sgd(0.1, momentum=0.9).init(W), b2=0.999)
-    with pytest.raises(UserError, match="one optax.adam state, got 2"):
+    with pytest.raises(UserError, match=r"one optax\.adam state, got 2"):
         second_moment(optax.chain(optax.adam(0.1), optax.adam(0.1)).init(W), b2=0.999)
     with pytest.raises(UserError, match=r"must have taken a step, got count 0"):
         second_moment(optax.adam(0.1).init(W), b2=0.999)

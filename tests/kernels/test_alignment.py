@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxft.kernels.alignment import kernel_alignment
+from jaxft.kernels import empirical_ntk, kernel_alignment, label_complexity
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 0])
 ONE_HOT = np.eye(3)[LABELS]
@@ -73,3 +73,24 @@ def test_jit_vmap_and_float32_agree(features):
     for i in range(2):
         np.testing.assert_allclose(mapped[i], kernel_alignment(k, labels[i]), rtol=1e-12)
         np.testing.assert_allclose(kernel_alignment(k.astype(jnp.float32), labels[i]), mapped[i], rtol=1e-4)
+
+
+def test_complexity_equals_the_dense_quadratic_form(problem):
+    labels = jnp.array([0, 1, 2, 0, 1, 2, 0])
+    kernel = empirical_ntk(problem.f, problem.params, problem.x)
+    flat = np.asarray(kernel).reshape(21, 21)
+    y = np.eye(3)[np.asarray(labels)]
+    y = (y - y.mean(axis=0)).ravel()
+    inverse = np.linalg.inv(flat + 1e-3 * np.linalg.norm(flat, 2) * np.eye(21))
+    expected = np.sqrt(y @ inverse @ y * np.trace(flat) / 21) / np.linalg.norm(y)
+    np.testing.assert_allclose(label_complexity(kernel, labels), expected, rtol=1e-8)
+    np.testing.assert_allclose(label_complexity(7 * kernel, labels), expected, rtol=1e-8)
+
+
+def test_complexity_of_a_shared_kernel_does_not_depend_on_the_names_of_the_classes(x64):
+    base = np.random.default_rng(0).normal(size=(6, 4))
+    kernel = jnp.asarray(base @ base.T)
+    a, b = (label_complexity(kernel, jnp.array(labels)) for labels in ([0, 1, 1, 0, 2, 0], [7, 90, 90, 7, 3, 7]))
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+    full = jnp.einsum("nm,cd->ncmd", kernel, jnp.eye(3))
+    np.testing.assert_allclose(a, label_complexity(full, jnp.array([0, 1, 1, 0, 2, 0])), rtol=1e-10)

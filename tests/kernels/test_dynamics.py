@@ -15,6 +15,7 @@ from jaxft.kernels import (
     linearize,
     output_derivative,
     output_jacobian,
+    parameter_mask,
 )
 
 
@@ -193,3 +194,15 @@ def test_sign_dynamics_take_one_output_with_an_axis_of_its_own(sign_case):
         sign=True,
     )
     np.testing.assert_allclose(path.train[1, :, 0], sign_case.path([[3]]).train[1], rtol=1e-12)
+
+
+def test_masked_feature_drift_equals_dense_gradients_of_the_masked_parameters(problem, dense):
+    f, params, x, _ = problem
+    mask = parameter_mask(params, only=["^out$"])
+    moved = {**params, "in": jax.tree.map(lambda a: 1.1 * a, params["in"])}
+    part = np.concatenate(
+        [np.full(p.size, keep) for keep, p in zip(*map(jax.tree.leaves, (mask, params)), strict=True)]
+    )
+    before, after = (dense(f, p, x)[..., part] for p in (params, moved))
+    expected = np.linalg.norm(after - before, axis=-1) / np.linalg.norm(before, axis=-1)
+    np.testing.assert_allclose(feature_drift(f, params, moved, x, param_mask=mask), expected, rtol=1e-7)

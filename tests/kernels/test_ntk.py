@@ -6,11 +6,14 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxft.kernels import empirical_ntk, output_jacobian, parameter_mask
+from jaxft.kernels.blocks import fitting_blocks
 from jaxft.kernels.methods import KERNELS, METHODS
 from jaxft.kernels.ntk import KernelName
+from jaxft.train import adam_preconditioner, second_moment
 
 DENSE: dict[KernelName, Callable] = {
     "sgd": lambda j, p: (j, j),
@@ -198,3 +201,38 @@ def test_several_kernels_at_once_equal_each_alone(problem, preconditioner):
                 problem.f, problem.params, problem.x, side, kernel=name, preconditioner=p, block_size=3
             )
             np.testing.assert_allclose(together[name], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_is_summed_in_float32():
+    """Ten thousand ones: in bfloat16 the sum would stop growing at 256."""
+    x = jnp.ones((2, 10_000), jnp.bfloat16)
+    for method in METHODS:
+        ours = empirical_ntk(lambda w, z: z @ w, jnp.zeros(10_000, jnp.bfloat16), x, method=method)
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, 10_000, rtol=0 if method == "contraction" else 4e-3)
+
+
+def test_moment_of_a_masked_optimiser_fits_the_mask():
+    """BitFit by optax.masked: its state holds nothing for the frozen leaves, and needs not."""
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    x = jnp.arange(12.0).reshape(4, 3)
+
+    def f(p, z):
+        return jnp.matmul(z, p["w"], precision="highest") + p["b"][None]
+
+    mask = parameter_mask(params, only=["^b$"])
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optax.masked(optax.adam(0.1), mask)
+        _, state = tx.update({"w": params["w"], "b": jnp.array([2.0, 0.5])}, tx.init(params), params)
+        moment = second_moment(state, b2=0.999)
+    p = adam_preconditioner(moment, eps=0.0)
+    ours = empirical_ntk(f, params, x, kernel="preconditioned", preconditioner=p, param_mask=mask)
+    expected = jnp.broadcast_to(jnp.diag(jnp.array([0.5, 2.0]))[None, :, None], (4, 2, 4, 2))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_default_blocks_hold_a_gibibyte_and_waste_no_row():
+    assert fitting_blocks(32, 64, 2**10) == (32, 64)
+    assert fitting_blocks(32, 64, 2**25) == (16, 8)
+    assert fitting_blocks(30, 64, 2**29) == (1, 1)
+    assert fitting_blocks(100, None, 2**26) == (8, 8)

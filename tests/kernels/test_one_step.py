@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft.core.trees import tree_axpy
-from jaxft.kernels import empirical_ntk, linearize, output_derivative, output_jacobian
+from jaxft.kernels import empirical_ntk, linearize, output_derivative, output_jacobian, parameter_mask
 from jaxft.kernels.one_step import DIRECTIONS, one_step_prediction
 
 LABELS = jnp.array([0, 1, 2, 0, 1, 2, 0])
@@ -92,3 +92,12 @@ def test_jit_vmap_over_rates_and_float32_agree(problem, problem32):
     ours = step_of(problem32, plain, 0.1)
     assert ours.measured.dtype == jnp.float32
     np.testing.assert_allclose(ours.predicted, mapped.predicted[0], rtol=1e-3, atol=1e-5)
+
+
+def test_masked_step_moves_the_outputs_by_the_masked_kernel(problem):
+    f, params, x, y = problem
+    labels, mask = LABELS, parameter_mask(params, only=["^in/b$"])
+    step = one_step_prediction(f, params, x, labels, y, cross_entropy, learning_rate=0.1, param_mask=mask)
+    chi = output_derivative(cross_entropy, f(params, x), labels)
+    kernel = empirical_ntk(f, params, y, x, param_mask=mask)
+    np.testing.assert_allclose(step.predicted, -0.1 * jnp.tensordot(kernel, chi, axes=2) / 7, rtol=1e-10)

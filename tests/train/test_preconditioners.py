@@ -54,3 +54,12 @@ def test_adam_preconditioner_times_first_moment_is_the_update_of_optax(trees):
     moment = jax.tree.map(lambda a, b: (b1 * (1 - b1) * a + (1 - b1) * b) / (1 - b1**2), first, second)
     for name in SHAPES:
         np.testing.assert_allclose(update[name], p[name] * moment[name], rtol=1e-5, err_msg=name)
+
+
+def test_adafactor_preconditioner_of_an_embedding_with_unused_rows_is_finite():
+    params, grads = jnp.ones((300, 128)), jnp.zeros((300, 128)).at[3].set(1e-4)
+    tx = optax.scale_by_factored_rms()
+    update, state = update_of(tx, grads, tx.init(params), params)
+    p = adafactor_preconditioner(state, params)
+    assert bool(jnp.isfinite(p).all())
+    np.testing.assert_allclose(update, p * grads, rtol=1e-5)

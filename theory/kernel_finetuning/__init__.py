@@ -12,6 +12,7 @@ from theory.kernel_finetuning.prompts import (
     KERNEL_DRIFT_PROMPT,
     LINEARIZATION_PROMPT,
     NATURAL_ACCURACY,
+    PERMUTED_LABELS,
 )
 from theory.kernel_finetuning.verdicts import (
     PAPER_THRESHOLDS,
@@ -30,6 +31,7 @@ __all__ = [
     "LINEARIZATION_PROMPT",
     "NATURAL_ACCURACY",
     "PAPER_THRESHOLDS",
+    "PERMUTED_LABELS",
     "THRESHOLDS",
     "UNMOVED",
     "Diagnostics",

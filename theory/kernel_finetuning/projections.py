@@ -51,7 +51,8 @@ def projection_error(seed: int, *, repeated: bool = False) -> Evidence:
 def projection_mean(seed: int, *, apart: bool = False) -> Evidence:
     r"""Coefficient of the kernel K in its projection $\hat K$: 1 on average.
 
-    Which is $\langle \hat K, K \rangle / \lVert K \rVert^2$. The control projects the two sides by maps drawn independently.
+    Which is $\langle \hat K, K \rangle / \lVert K \rVert^2$. The control projects the two sides by
+    maps drawn independently.
     """
     s = _sketches(toy(seed), jax.random.key(seed), jnp.asarray(False), jnp.asarray(apart))
     return Evidence(_coefficients(s.kernels[-1], s.exact).mean(), 1.0, setting={"map": "Gaussian", "size": SIZES[-1]})
@@ -166,13 +167,13 @@ CLAIMS = (
     make_claim(
         "lora-variance",
         "The variance of an entry is the sum over matrices of |M_i M_j^T|^2 + tr (M_i M_j^T)^2, over the rank.",
-        "section 7",
+        "cf. section 7",
         "equality",
         lora_variance,
         {"halved": True},
         "adapters of half the rank",
         tolerance=0.1,
         seeds=3,
-        max_seeds=9,
+        max_seeds=24,
     ),
 )

@@ -77,11 +77,14 @@ def stack(*trees: Any) -> Any:
 def make_claim(
     name: str, statement: str, where: str, kind: Any, check: Callable, control: dict, breaks: str, **options
 ):
-    """A claim whose control is the same check with options that break an assumption."""
+    """A claim whose control is the same check with options that break an assumption.
+
+    ``where`` is a place in the paper; "cf. ..." if the statement is derived here, from what stands there.
+    """
     return Claim(
         id=f"kernel_finetuning/{name}",
         statement=statement,
-        source=f"{PAPER}, {where}",
+        source=f"derived; cf. {PAPER}, {where[4:]}" if where.startswith("cf. ") else f"{PAPER}, {where}",
         kind=kind,
         check=check,
         control=functools.partial(check, **control),

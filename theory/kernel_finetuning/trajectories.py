@@ -142,10 +142,11 @@ def _sign_descent(f: Any, loss: Any, t: Toy, labels: jax.Array, batches: jax.Arr
 
 
 def young_adam_kernel(seed: int, *, older: bool = False) -> Evidence:
-    r"""Distance of Adam's kernel from the asymmetric sign kernel, when Adam has seen one gradient, as eps falls.
+    r"""Distance of $|\chi_1|$ times Adam's kernel from the asymmetric sign kernel, when Adam has seen one gradient.
 
-    With $\hat v = (\chi_1 \nabla f(x_1))^2$ the step $\chi_1 J P \nabla f(x_1)$ is
-    $\operatorname{sign} \chi_1 \, K(x, x_1)$. The control's state has seen another example's gradient as well.
+    In the column of the example it has seen, as eps falls. With $\hat v = (\chi_1 \nabla f(x_1))^2$ the step
+    $\chi_1 J P \nabla f(x_1)$ is $\operatorname{sign} \chi_1 \, K(x, x_1)$. The control's state has seen another
+    example's gradient as well.
     """
     errors = _young_adam_errors(toy(seed), jnp.asarray(older))
     return Evidence(errors, x=1 / EPSILONS, setting={"network": "6-8-8-2 tanh, logit difference", "examples": 1})
@@ -201,7 +202,7 @@ CLAIMS = (
     make_claim(
         "adam-ntk",
         "A tangent model under Adam with a frozen second moment is kernel descent with J P J^T, momentum included.",
-        "section 3",
+        "cf. section 3",
         "identity",
         adam_ntk_trajectory,
         {"frozen": False},
@@ -231,8 +232,9 @@ CLAIMS = (
     ),
     make_claim(
         "young-adam-kernel",
-        "As eps tends to 0, the kernel of Adam that has seen one gradient tends to the asymmetric sign kernel.",
-        "section 3",
+        "As eps tends to 0, the kernel of Adam that has seen one gradient, times |chi| of its example, tends to the "
+        "asymmetric sign kernel in the column of that example.",
+        "cf. section 3",
         "limit",
         young_adam_kernel,
         {"older": True},
@@ -243,8 +245,8 @@ CLAIMS = (
     ),
     make_claim(
         "contrast-basis",
-        "For cross-entropy, kernel descent on C - 1 contrasts of the logits is kernel descent on the C logits.",
-        "section 3",
+        "For cross-entropy, the contrasts of C logits under kernel descent are kernel descent on the C - 1 contrasts.",
+        "cf. section 3",
         "identity",
         contrast_trajectory,
         {"squared": True},

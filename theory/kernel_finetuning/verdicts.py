@@ -58,7 +58,8 @@ def kernel_verdict(d: Diagnostics) -> str:
 def paper_verdict(d: Diagnostics) -> str:
     """The verdict by the paper's thresholds, which are lax.
 
-    Where fine-tuning gained less than ``LEAST_GAIN``, the tangent model's share of the gain is left out.
+    Where fine-tuning gained less than ``LEAST_GAIN``, a share of the gain says nothing, and the tangent model must only
+    not have lost as much.
 
     Example:
       >>> paper_verdict(Diagnostics(0.5, 0.9, 0.88, 0.9, 0.1, 0.2, 0.5))
@@ -69,7 +70,8 @@ def paper_verdict(d: Diagnostics) -> str:
     gain = d.accuracy - d.accuracy_start
     solves = d.accuracy_kernel >= PAPER_THRESHOLDS["solves_frac"] * d.accuracy
     recovered = d.accuracy_linearized - d.accuracy_start
-    recovers = gain < LEAST_GAIN or recovered >= PAPER_THRESHOLDS["recovered_frac"] * gain
+    least = PAPER_THRESHOLDS["recovered_frac"] * gain if gain >= LEAST_GAIN else -LEAST_GAIN
+    recovers = recovered >= least
     fixed = d.feature_drift < PAPER_THRESHOLDS["feature_drift"]
     return "yes" if solves and recovers and fixed else "no"
 

@@ -29,8 +29,7 @@ def relative_change(seed: int, *, mean_field: bool = False) -> Evidence:
     The change is $J^\top K^{-1} r$, of norm $\sqrt{r^\top K^{-1} r}$; K and the squared norm of the parameters both
     grow as the width n. The control divides the outputs by $\sqrt n$, so that K no longer grows.
     """
-    scale = np.sqrt(WIDTHS) if mean_field else 1.0
-    changes = np.array([_wide(seed, int(width))[0] for width in WIDTHS]) * scale
+    changes = [_wide(seed, int(width), mean_field)[0] for width in WIDTHS]
     return Evidence(changes, x=WIDTHS, setting={"network": f"{INPUTS}-n-n-1 relu", "examples": EXAMPLES})
 
 
@@ -39,25 +38,30 @@ def distance_to_infinite_width(seed: int, *, unit_rates: bool = False) -> Eviden
 
     Matrices are trained at the rate 1 / fan-in. The control trains them at the rate 1.
     """
-    errors = [_wide(seed, int(width))[2 if unit_rates else 1] for width in WIDTHS]
+    errors = [_wide(seed, int(width), False)[2 if unit_rates else 1] for width in WIDTHS]
     return Evidence(errors, x=WIDTHS, setting={"network": f"{INPUTS}-n-n-1 relu", "examples": EXAMPLES})
 
 
 @functools.cache
-def _wide(seed: int, width: int) -> tuple[float, float, float]:
-    x = host_stream(seed, "wide").normal(size=(EXAMPLES, INPUTS))
-    return tuple(float(v) for v in _measures(stream(jax.random.key(seed), "wide", width), jnp.asarray(x), width))
+def _wide(seed: int, width: int, mean_field: bool) -> tuple[float, float, float]:
+    x = jnp.asarray(host_stream(seed, "wide").normal(size=(EXAMPLES, INPUTS)))
+    scale = jnp.asarray(1 / np.sqrt(width) if mean_field else 1.0)
+    change, *distances = _measures(stream(jax.random.key(seed), "wide", width), x, scale, width)
+    return float(change), float(distances[0]), float(distances[1])
 
 
 # Run a few times, on few examples: the compiler's optimisations would cost more than they save.
-@functools.partial(jax.jit, static_argnums=2, compiler_options={"xla_backend_optimization_level": 0})
-def _measures(key: jax.Array, x: jax.Array, width: int) -> tuple[jax.Array, ...]:
-    """Relative change of the parameters, and the distances of the two kernels from the one of infinite width."""
+@functools.partial(jax.jit, static_argnums=3, compiler_options={"xla_backend_optimization_level": 0})
+def _measures(key: jax.Array, x: jax.Array, scale: jax.Array, width: int) -> tuple[jax.Array, ...]:
+    """Relative change of the parameters, and the distances of the two kernels from the one of infinite width.
+
+    Outputs are multiplied by ``scale``.
+    """
     init, f = make_mlp((width, width, 1))
     with jax.numpy_dtype_promotion("standard"):  # parameters start in float32
         params = tree_cast(init(key, INPUTS), jnp.float64)
     found = empirical_ntk(
-        lambda p, z: f(p, z)[:, 0],
+        lambda p, z: scale * f(p, z)[:, 0],
         params,
         x,
         kernel=("sgd", "preconditioned"),
@@ -77,7 +81,7 @@ CLAIMS = (
     make_claim(
         "relative-change-width",
         "The smallest relative change of parameters that moves outputs by a given amount falls as 1 / width.",
-        "section 5",
+        "cf. section 5",
         "rate",
         relative_change,
         {"mean_field": True},
