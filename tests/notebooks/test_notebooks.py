@@ -6,6 +6,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.md"))
+SLOW = {"kernel_finetuning"}
+"""Notebooks of minutes; the tour runs in the fast suite."""
 jupytext = pytest.importorskip("jupytext", reason="the notebook runner comes with the extra test")
 nbclient = pytest.importorskip("nbclient", reason="the notebook runner comes with the extra test")
 
@@ -14,10 +16,10 @@ def sources(notebook):
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NOTEBOOKS])
 def test_notebook_runs(name, tmp_path):
     notebook = jupytext.read(FOLDER / f"{name}.md")
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "verdict" in printed or "kernel method" in printed
 
