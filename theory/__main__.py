@@ -14,7 +14,7 @@ from jaxft.lab.devices import setup_compilation_cache
 from jaxft.lab.records import write_json
 from jaxft.lab.report import format_number, rich_table
 from theory import PAPERS
-from theory.claims import EXACT_KINDS, Claim, Finding, check_claim
+from theory.claims import EXACT_KINDS, RULE_TEXTS, Claim, Finding, check_claim
 
 COLUMNS = ("claim", "source", "predicted", "measured", "status", "control")
 
@@ -88,11 +88,15 @@ def _checked(claims: Sequence[Claim]) -> list[tuple[Claim, Finding, Finding]]:
 def show(claim_id: str) -> int:
     """Prints one claim in full."""
     known = {claim.id: claim for slug in PAPERS for claim in claims_of(slug)}
+    if claim_id not in known:  # a name without its paper will do where it is the only one
+        ends = [name for name in known if name.endswith(f"/{claim_id}")]
+        claim_id = ends[0] if len(ends) == 1 else claim_id
     if claim_id not in known:
         raise UserError(message("theory show", "unknown claim", repr(claim_id), nearest(claim_id, known)))
     claim = known[claim_id]
     fields = ("id", "statement", "source", "kind", "tolerance", "slope", "seeds", "max_seeds", "control_breaks")
-    print(json.dumps({name: getattr(claim, name) for name in fields}, indent=2, ensure_ascii=False))
+    shown = {name: getattr(claim, name) for name in fields if getattr(claim, name) is not None}
+    print(json.dumps({**shown, "rule": RULE_TEXTS[claim.kind]}, indent=2, ensure_ascii=False))
     return 0
 
 

@@ -1,16 +1,7 @@
 """Claims, the rules by which a claim's kind sets its status, and the one way to check a claim.
 
-A check returns ``Evidence``; it never sets a status. The rule of the claim's kind does, alone:
-
-====================  ===========================================================================================
-identity              relative difference <= tol (1e-10 in float64, 1e-5 in float32)
-bound                 measured <= predicted + 3 stderr; the slack is reported, a vacuous bound says so
-rate                  fitted log-log slope within tol of the predicted one, >= 5 points over >= 1.5 decades
-limit                 the error falls with size within noise, the last point below tol
-association           rank correlation has the predicted sign and its interval excludes 0
-ordering              paired difference over seeds (lesser - greater) is negative, its interval excludes 0
-equality              difference <= tol + 3 stderr; inconclusive when 3 stderr > tol
-====================  ===========================================================================================
+A check returns ``Evidence``; it never sets a status. The rule of the claim's kind does, alone: ``RULE_TEXTS`` has the
+rules in words.
 """
 
 import dataclasses
@@ -27,6 +18,17 @@ from jaxft.core.statistics import log_log_slope, mean_interval, paired_differenc
 __all__ = ["Claim", "Evidence", "Finding", "check_claim", "judge"]
 
 Kind = Literal["identity", "bound", "rate", "limit", "association", "ordering", "equality"]
+
+RULE_TEXTS: Mapping[Kind, str] = {
+    "identity": "the relative difference is at most the tolerance (1e-10 in float64, 1e-5 in float32)",
+    "bound": "measured <= predicted + 3 stderr; the slack is reported, and a vacuous bound says so",
+    "rate": "the fitted log-log slope is within the tolerance of the predicted one; >= 5 points over >= 1.5 decades",
+    "limit": "the error falls with size within noise, and the last point is below the tolerance",
+    "association": "the rank correlation has the predicted sign, and its interval excludes 0",
+    "ordering": "predicted is the greater of a pair, measured the lesser; the interval of their difference excludes 0",
+    "equality": "the difference is at most the tolerance + 3 stderr; inconclusive when 3 stderr exceed the tolerance",
+}
+"""What holds for a claim of each kind to hold."""
 
 EXACT_KINDS = ("identity", "bound")
 """Kinds whose violation is an error in the code or in the theorem, never bad luck."""

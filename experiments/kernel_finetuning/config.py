@@ -150,6 +150,8 @@ class KernelFinetuningConfig:
         real = [name for name in self.task if name != "reviews"]
         if real and self.data is None:
             bad.append(f"data: {', '.join(real)} must be read from a folder. Pass --data")
+        if not real and self.data is not None:
+            bad.append("data: the generated reviews read no folder. Pass --task")
         if real and self.model is None:
             bad.append("model: the embedded model knows the generated reviews alone. Pass --model")
         bad += [

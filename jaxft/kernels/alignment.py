@@ -83,8 +83,8 @@ def label_complexity(
       The complexity, positive.
 
     Raises:
-      UserError: Shapes that do not fit, a negative ridge, or (on concrete input) a kernel that is not finite or not
-        symmetric.
+      UserError: Shapes that do not fit, a negative ridge, or (on concrete input) labels that are all one class or
+        beyond the outputs, a kernel that is not finite or not symmetric.
 
     Example:
       >>> labels = jnp.array([0, 0, 1, 1])
@@ -96,10 +96,17 @@ def label_complexity(
     Reference:
       Arora et al. 2019, arXiv 1901.08584, theorem 5.1 (without the ridge and the normalisation).
     """
-    _check("label_complexity", kernel, labels)
+    where = "label_complexity"
+    _check(where, kernel, labels)
+    require(jnp.issubdtype(labels.dtype, jnp.integer), where, "labels must be integers", labels.dtype, "Pass classes")
     if kernel.ndim == 2:  # which number names a class does not matter, and there are at most n of them
         labels = jnp.unique(labels, return_inverse=True, size=len(labels))[1]
     targets = jax.nn.one_hot(labels, kernel.shape[1], dtype=kernel.dtype)
+    if is_concrete(labels):
+        low, high, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels))), kernel.shape[1] - 1
+        rule = f"labels must lie in 0 to {most}"
+        require(low >= 0 and high <= most, where, rule, f"{low} to {high}", "Number the classes from 0")
+        require(low < high, where, "labels must vary over the examples", "one value alone", "Pass two classes or more")
     targets = targets - targets.mean(axis=0, keepdims=True)
     dual = kernel_ridge_regression(kernel, targets, ridge=ridge).dual
     size = kernel.shape[0] * (kernel.shape[1] if kernel.ndim == 4 else 1)

@@ -52,7 +52,8 @@ def lora_kernel(
       rank: Rank r of every adapter.
       key: Source of the A.
       adapted: Mask of the adapted leaves (``parameter_mask`` makes it): matrices ``[d_in, d_out]``, or stacks of them
-        on leading axes, each with an A of its own.
+        on leading axes, each with an A of its own. The last two axes are taken as the matrix: the kernels
+        ``[d_in, heads, d_head]`` of flax's attention, or those of convolutions, must be reshaped inside ``f`` first.
       scale: The factor s, ``alpha / r`` in the words of LoRA.
       draws: Independent sets of A, at least 2.
       block_size: Examples whose gradients are held at once.

@@ -18,13 +18,13 @@ from jaxft.core.types import Params
 
 SUBSETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "all": {},
-    "bitfit": {"only": (r"(^|/)(bias|b)$",)},
+    "bitfit": {"only": (r"(^|/)(bias|b)(/value)?$",)},
     "without_embeddings": {"without": (r"(^|/)(embeddings?|embed|wte|wpe|token_embedding)(/|$)",)},
     "head": {"only": (r"^(classifier|mlm|head|lm_head)(/|$)",)},
     "adapters": {"only": (r"(^|/)(adapters?|lora|lora_[abAB])(/|$)",)},
 }
 """Name -> regular expressions over leaf paths ``a/b/0``: biases (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199),
-everything but the embeddings, the output head alone, adapters alone."""
+everything but the embeddings, the output head alone, adapters alone. Names are those of Linen, or of an NNX state."""
 
 
 def parameter_mask(
@@ -55,10 +55,20 @@ def parameter_mask(
         require(subset in SUBSETS, where, "unknown subset", repr(subset), nearest(subset, SUBSETS))
         require(not (only or without), where, "a subset goes without patterns", "both", "Pass one of them")
         only, without = SUBSETS[subset].get("only", ()), SUBSETS[subset].get("without", ())
+    text = [name for name, patterns in (("only", only), ("without", without)) if isinstance(patterns, str)]
+    require(
+        not text, where, "patterns must be a sequence", f"a string for {' and '.join(text)}", 'Write only=["bias$"]'
+    )
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [p for p in (*only, *without) if not any(re.search(p, name) for name in names)]
     shown = f"none for {', '.join(idle)} among {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-    require(not idle, where, "every pattern must match a leaf of params", shown, "Look at the names of your parameters")
+    require(
+        not idle,
+        where,
+        "every pattern must match a leaf of params",
+        shown,
+        "Give patterns, as only=[...], that fit the names of your parameters",
+    )
 
     def is_in(name: str) -> bool:
         return (not only or any(re.search(p, name) for p in only)) and not any(re.search(p, name) for p in without)
@@ -77,6 +87,10 @@ def split_params(where: str, params: Params, param_mask: PyTree | None) -> tuple
     if param_mask is None:
         _require_floats(where, params)
         return params, jax.tree.map(lambda _: None, params)
+    given = not isinstance(param_mask, str)
+    require(
+        given, where, "param_mask must be a tree of bools", repr(param_mask), "Make it with parameter_mask(params, ...)"
+    )
     flags, leaves = (
         {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (param_mask, params)
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxft.core.checks import UserError, is_concrete, message, require, require_finite
 
@@ -22,7 +22,7 @@ class KernelRidge(NamedTuple):
 
 def kernel_ridge_regression(
     kernel: Float[Array, "n n"] | Float[Array, "n c n c"],
-    targets: Float[Array, "n"] | Float[Array, "n c"],
+    targets: Num[Array, "n"] | Num[Array, "n c"],
     *,
     ridge: float = 0.0,
     f0: Float[Array, "n"] | Float[Array, "n c"] | None = None,
@@ -63,9 +63,12 @@ def kernel_ridge_regression(
     square = kernel.ndim in (2, 4) and kernel.shape[: kernel.ndim // 2] == kernel.shape[kernel.ndim // 2 :]
     require(square, where, "kernel must be (n, n) or (n, c, n, c)", kernel.shape, "Pass the kernel of the train set")
     fits = targets.shape[: kernel.ndim // 2] == kernel.shape[: kernel.ndim // 2] and targets.ndim <= 2
-    require(fits, where, "targets must match the rows of kernel", f"{targets.shape} and {kernel.shape}", "Reshape them")
+    advice = "Pass one target an output, such as one-hot labels, or the kernel of one output, as of logit_difference(f)"
+    require(fits, where, "targets must match the rows of kernel", f"{targets.shape} and {kernel.shape}", advice)
+    targets = targets.astype(kernel.dtype)
     require(ridge >= 0, where, "ridge must be non-negative", ridge, "Use 0 for the unregularised solution")
-    require(f0 is None or f0.shape == targets.shape, where, "f0 must have the shape of targets", f0, "Reshape it")
+    fits = f0 is None or f0.shape == targets.shape
+    require(fits, where, "f0 must have the shape of targets", getattr(f0, "shape", None), "Pass the outputs there")
     require_finite(where, (kernel, targets, f0), "kernel, targets and f0")
 
     size = targets.size if kernel.ndim == 4 else kernel.shape[0]

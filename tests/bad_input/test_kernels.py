@@ -38,6 +38,16 @@ NTK = {
         r"lora_a \(mask alone\). Make it with parameter_mask",
     ),
     "mask of arrays": (lambda: kernels.empirical_ntk(network, W, X, param_mask=W > 0), "must hold Python bools"),
+    "name of a mask": (lambda: kernels.empirical_ntk(network, W, X, param_mask="bitfit"), "got 'bitfit'. Make it with"),
+    "integer parameters": (
+        lambda: kernels.empirical_ntk(lambda p, x: x @ p["w"], {"w": W, "steps": jnp.ones(2, int)}, X),
+        "steps of int32",
+    ),
+    "infinite preconditioner": (
+        lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=W / 0),
+        "an eps above 0",
+    ),
+    "no examples": (lambda: kernels.empirical_ntk(network, W, X[:0]), "there must be an example"),
     "mask of nothing": (lambda: kernels.empirical_ntk(network, W, X, param_mask=False), "must leave a parameter"),
     "infinite gradient": (
         lambda: kernels.empirical_ntk(lambda p, x: jnp.sqrt(jnp.abs(x)) @ p["a"] + jnp.sqrt(p["b"]), FLAT, X),
@@ -67,6 +77,7 @@ def test_shape_faults_are_found_under_jit():
 MASK = {
     "unknown subset": (lambda: kernels.parameter_mask(FLAT, "bitfitt"), "Did you mean bitfit"),
     "subset and patterns": (lambda: kernels.parameter_mask(FLAT, "bitfit", only=["a"]), "goes without patterns"),
+    "one pattern as a string": (lambda: kernels.parameter_mask(FLAT, only="a"), r'a string for only. Write only=\["bias'),
     "no such leaf": (lambda: kernels.parameter_mask(FLAT, "adapters"), "among a, b"),
     "nothing left": (lambda: kernels.parameter_mask(FLAT, without=["a", "b"]), "must leave a parameter"),
 }
@@ -92,6 +103,11 @@ OTHERS = {
         lambda: kernels.ntk_vector_product(network, W, X, jnp.ones(4)),
         r"outputs of y, \(4, 2\), got \(4,\)",
     ),
+    "labels beyond the outputs": (
+        lambda: kernels.label_complexity(jnp.ones((2, 2, 2, 2)), jnp.array([1, 2])),
+        "labels must lie in 0 to 1, got 1 to 2",
+    ),
+    "labels of one class": (lambda: kernels.label_complexity(jnp.eye(3), jnp.zeros(3, int)), "one value alone"),
     "vector, block of 0": (
         lambda: kernels.ntk_vector_product(network, W, X, jnp.ones((4, 2)), block_size=0),
         "at least 1",

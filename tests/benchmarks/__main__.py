@@ -13,9 +13,10 @@ from tests.benchmarks import kernels
 RESULTS = Path(__file__).with_name("results.md")
 COMMAND = "python -m tests.benchmarks kernels"
 NOTES = (
-    "Medians of up to 5 runs in one process, routes in turn, after a first call; the peak is what a first call adds to "
+    "Medians of up to 3 runs in one process, routes in turn, after a first call; the peak is what a first call adds to "
     "a fresh process, compilation included; the error is against our kernel in float64. The share of the matmul rate "
-    "counts the work of the contraction route, whatever a route really does."
+    "counts the work of the contraction route, whatever a route really does. The second recipe of torch.func, which "
+    "takes every pair of examples by itself, is measured on few examples alone."
 )
 PACKAGES = ("jax", "flax", "numpy", "torch")
 

@@ -18,7 +18,7 @@ from jaxft.lab.report import markdown_table
 from tests.benchmarks.problems import QUICK, SIZES, Problem, Route, make_problem
 
 COLUMNS = ("route", "median s", "min-max s", "times the first", "of the matmul rate", "peak MiB", "relative error")
-REPEATS = 5
+REPEATS = 3
 LONG = 20.0
 """Seconds beyond which a route is repeated only once more."""
 

@@ -92,9 +92,8 @@ def _our_routes(f: OutputFn, params: Params, x: Inputs, y: Inputs, n: int, m: in
 
     few = max(1, (n + m) // 10)
     return {
+        "contraction, default blocks": route(),
         "contraction, one block": route(block_size=(n, m)),
-        "contraction, all rows, columns by 2": route(block_size=(n, 2)),
-        "contraction, default blocks of 8": route(),
         "contraction, a tenth of the gradients held": route(block_size=(max(1, few - 1), 1)),
         "ntvp, columns by 8": route(method="ntvp", block_size=(n, 8)),
         "plain jax: vmap(jacrev), einsum": lambda: np.asarray(_dense_kernel(f, params, x, y)),

@@ -22,4 +22,4 @@ def contraction(params, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return {k: j.flatten(2) for k, j in vmap(one, (None, 0))(weights, side).items()}
 
     a, b = jacobian(torch.tensor(x)), jacobian(torch.tensor(y))
-    return sum(torch.einsum("ncp,mdp->ncmd", a[k], b[k]) for k in weights).numpy()
+    return torch.stack([torch.einsum("ncp,mdp->ncmd", a[k], b[k]) for k in weights]).sum(0).numpy()

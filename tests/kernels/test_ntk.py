@@ -12,7 +12,7 @@ import pytest
 from jaxft.kernels import empirical_ntk, output_jacobian, parameter_mask
 from jaxft.kernels.blocks import fitting_blocks
 from jaxft.kernels.methods import KERNELS, METHODS
-from jaxft.kernels.ntk import KernelName
+from jaxft.kernels.ntk import KernelName, MethodName
 from jaxft.train import adam_preconditioner, second_moment
 
 DENSE: dict[KernelName, Callable] = {
@@ -206,7 +206,8 @@ def test_several_kernels_at_once_equal_each_alone(problem, preconditioner):
 def test_half_precision_is_summed_in_float32():
     """Ten thousand ones: in bfloat16 the sum would stop growing at 256."""
     x = jnp.ones((2, 10_000), jnp.bfloat16)
-    for method in METHODS:
+    methods: tuple[MethodName, ...] = ("contraction", "ntvp")
+    for method in methods:
         ours = empirical_ntk(lambda w, z: z @ w, jnp.zeros(10_000, jnp.bfloat16), x, method=method)
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, 10_000, rtol=0 if method == "contraction" else 4e-3)

@@ -99,3 +99,10 @@ def test_regression_and_prediction_run_under_jit_and_vmap(kernels, targets):
     np.testing.assert_allclose(kernel_ridge_predict(solved, kernels[1], f0[:5]), plain, rtol=1e-9)
     two = jax.vmap(predicted, (0, None))(jnp.stack([targets, 2 * targets]), kernels[0])
     np.testing.assert_allclose(two[0], plain, rtol=1e-9)
+
+
+def test_integer_targets_keep_the_initial_outputs():
+    """A factor of 0.1 must not be rounded to the type of the targets."""
+    k, f0 = jnp.eye(2), jnp.array([0.5, 0.5])
+    ours = kernel_ridge_regression(k, jnp.array([1, -1]), f0=f0, f0_scale=0.1).dual
+    np.testing.assert_allclose(ours, [0.95, -1.05], rtol=1e-6)

@@ -127,6 +127,9 @@ def test_show_prints_a_claim_in_full(paper, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["statement"] == "One is one."
     assert shown["control_breaks"] == "one is nought"
+    assert shown["rule"].startswith("the relative difference")
+    assert command.main(["show", "one-is-one"]) == 0
+    capsys.readouterr()
 
 
 def test_unknown_claim_names_its_nearest(paper, capsys):
