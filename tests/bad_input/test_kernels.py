@@ -77,7 +77,7 @@ def test_shape_faults_are_found_under_jit():
 MASK = {
     "unknown subset": (lambda: kernels.parameter_mask(FLAT, "bitfitt"), "Did you mean bitfit"),
     "subset and patterns": (lambda: kernels.parameter_mask(FLAT, "bitfit", only=["a"]), "goes without patterns"),
-    "one pattern as a string": (lambda: kernels.parameter_mask(FLAT, only="a"), r'a string for only. Write only=\["bias'),
+    "one pattern as a string": (lambda: kernels.parameter_mask(FLAT, only="a"), "a string for only. Write only="),
     "no such leaf": (lambda: kernels.parameter_mask(FLAT, "adapters"), "among a, b"),
     "nothing left": (lambda: kernels.parameter_mask(FLAT, without=["a", "b"]), "must leave a parameter"),
 }

@@ -19,7 +19,7 @@ from tests.benchmarks.problems import QUICK, SIZES, Problem, Route, make_problem
 
 COLUMNS = ("route", "median s", "min-max s", "times the first", "of the matmul rate", "peak MiB", "relative error")
 REPEATS = 3
-LONG = 20.0
+LONG = 4.0
 """Seconds beyond which a route is repeated only once more."""
 
 
