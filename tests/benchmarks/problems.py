@@ -93,7 +93,6 @@ def _our_routes(f: OutputFn, params: Params, x: Inputs, y: Inputs, n: int, m: in
     few = max(1, (n + m) // 10)
     return {
         "contraction, default blocks": route(),
-        "contraction, one block": route(block_size=(n, m)),
         "contraction, a tenth of the gradients held": route(block_size=(max(1, few - 1), 1)),
         "ntvp, columns by 8": route(method="ntvp", block_size=(n, 8)),
         "plain jax: vmap(jacrev), einsum": lambda: np.asarray(_dense_kernel(f, params, x, y)),
@@ -139,7 +138,6 @@ def _torch_transformer(params: Params, size: Transformer, x: TokenBatch, y: Toke
     left, right = (torch.tensor(np.asarray(side.input_ids)).long() for side in (x, y))
     routes: dict[str, Route] = {
         "torch.func contraction": lambda: peer.contraction(net, left, right).numpy(),
-        "torch.func contraction, Jacobians by 8": lambda: peer.contraction(net, left, right, chunk=8).numpy(),
     }
     if size.pairs:
         routes["torch.func NTK-vector products"] = lambda: peer.ntk_vector_products(net, left, right).numpy()
