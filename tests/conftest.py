@@ -26,7 +26,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 os.environ.setdefault("JAXFT_CACHE", str(CACHE))
 
-collect_ignore = [name for name in OWN_PROCESS if name != GROUP]
+# The benchmarks import peers that need not be installed.
+collect_ignore = ["benchmarks", *(name for name in OWN_PROCESS if name != GROUP)]
 STRICT = tuple(str(HERE / name) for name in ("core", "kernels", "theory"))
 
 
