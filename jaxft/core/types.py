@@ -11,6 +11,7 @@ t     tokens                                  l     layers
 i, j  ends of a span, half-open [i, j)        c     logits (classes)
 v     vocabulary                              r     rank
 s     nonterminals of a grammar               p     parameters, flattened
+q     preterminals of a grammar               a     symbols: s, then q
 ====  ====================================    ====  ==========================
 """
 
