@@ -56,13 +56,11 @@ def prepare(grammar: PCFG, log_terms: Float[Array, "b t q"], *, chunks: int) -> 
     """
     s = grammar.log_rule.shape[0]
     rule, words, scale = jnp.exp(grammar.log_rule), *scaled_words(log_terms)
-    leaf = jnp.zeros((*words.shape[:2], s), words.dtype)
+    leaves = jnp.zeros((*scale.shape, s), words.dtype), jnp.full_like(scale, NEVER)
     if grammar.log_unary is not None:
         closure = unary_closure(grammar.log_unary)
         rule = jnp.einsum("ad,dbc->abc", closure.star, rule, precision="highest")
-        leaf = jnp.einsum("btq,aq->bta", words, closure.to_preterminal, precision="highest")
-    top = jax.lax.stop_gradient(leaf.max(axis=2))
-    leaves = leaf / jnp.where(top > 0, top, 1)[..., None], rescale(scale, top)
+        leaves = normalized(jnp.einsum("btq,aq->bta", words, closure.to_preterminal, precision="highest"), scale, 2)
 
     word_right = jnp.einsum("btq,acq->btac", words, rule[:, :s, s:], precision="highest")
     word_left = jnp.einsum("btq,aqc->btac", words, rule[:, s:, :s], precision="highest")
@@ -70,7 +68,7 @@ def prepare(grammar: PCFG, log_terms: Float[Array, "b t q"], *, chunks: int) -> 
     first = jnp.einsum("btq,aqx->btax", words, rule[:, s:, s:], precision="highest")
     pair = jnp.einsum("btax,btx->bta", first, after, precision="highest")
     spare = padding(log_terms.shape[1], chunks)
-    word_right, word_left, pair = (_padded(x, spare, 0) for x in (word_right, word_left, pair))
+    word_right, word_left, pair = (_padded(x, spare, 0.0) for x in (word_right, word_left, pair))
     return DenseContext(rule[:, :s, :s], word_right, word_left, pair, _padded(scale, spare, NEVER)), leaves
 
 
@@ -81,17 +79,18 @@ def scaled_words(log_terms: Float[Array, "b t q"]) -> tuple[Float[Array, "b t q"
     return jnp.exp(log_terms - jnp.where(possible, top, 0)[..., None]), jnp.where(possible, top, NEVER)
 
 
-def rescale(scale: Array, top: Array) -> Array:
-    """The scale that belongs to values divided by their largest, ``top``; impossible where it is 0."""
-    return jnp.where((top > 0) & (scale > NEVER / 2), scale + jnp.log(jnp.where(top > 0, top, 1)), NEVER)
+def normalized(values: Array, scale: Array, axis: int) -> Scaled:
+    """Values divided by their largest along the axis of symbols, and the scale that belongs to them."""
+    top = jax.lax.stop_gradient(values.max(axis=axis))
+    possible = (top > 0) & (scale > NEVER / 2)
+    divisor = jnp.where(top > 0, top, 1)
+    return values / jnp.expand_dims(divisor, axis), jnp.where(possible, scale + jnp.log(divisor), NEVER)
 
 
 def combine(context: DenseContext, left: Scaled, right: Scaled, width: Int[Array, ""]) -> Scaled:
     """Values of the spans of a width."""
     weights, base = _weights(context, left[1], right[1], width)
-    sums = _sums(context, left[0], right[0], width, weights)
-    top = jax.lax.stop_gradient(sums.max(axis=2))
-    return sums / jnp.where(top > 0, top, 1)[..., None], rescale(base, top)
+    return normalized(_sums(context, left[0], right[0], width, weights), base, 2)
 
 
 def pull(context, left, right, width, out, cotangent):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxft.structure.chart import Recursion
-from jaxft.structure.dense import NEVER, rescale, scaled_words
+from jaxft.structure.dense import NEVER, normalized, scaled_words
 from jaxft.structure.pcfg import LowRankPCFG, num_nonterminals
 
 Components = tuple[Array, Array, Array, Array]
@@ -51,12 +51,10 @@ def combine(context: LowRankContext, left: Components, right: Components, width:
     base = scales.max(axis=2)
     weights = jnp.exp(scales - base[..., None])
     merged = (left[1] * weights[..., None] * right[2]).sum(axis=2)
-    sums = jnp.einsum("sr,bmr->bms", context.head, merged, precision="highest")
-    top = jax.lax.stop_gradient(sums.max(axis=2))
-    p = sums / jnp.where(top > 0, top, 1)[..., None]
+    p, scale = normalized(jnp.einsum("sr,bmr->bms", context.head, merged, precision="highest"), base, 2)
     to_left = jnp.einsum("rs,bms->bmr", context.left, p, precision="highest")
     to_right = jnp.einsum("rs,bms->bmr", context.right, p, precision="highest")
-    return p, to_left, to_right, rescale(base, top)
+    return p, to_left, to_right, scale
 
 
 RECURSION = Recursion(combine, zero=(0.0, 0.0, 0.0, NEVER))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, require
 from jaxft.structure.chart import Recursion, padding
-from jaxft.structure.dense import NEVER, Scaled, rescale, scaled_words
+from jaxft.structure.dense import NEVER, Scaled, normalized, scaled_words
 from jaxft.structure.pcfg import SparsePCFG, num_nonterminals
 from jaxft.structure.semirings import FLOOR, MAX
 from jaxft.structure.unary import unary_closure
@@ -115,13 +115,12 @@ def prepare(
     """
     words, scale = scaled_words(log_terms)
     words = jnp.moveaxis(words, 2, 0)
-    star, leaf = None, jnp.zeros((num_nonterminals(grammar), *scale.shape), words.dtype)
+    star = None
+    leaves = jnp.zeros((num_nonterminals(grammar), *scale.shape), words.dtype), jnp.full_like(scale, NEVER)
     if grammar.log_unary is not None:
         closure = unary_closure(grammar.log_unary)
         star = closure.star
-        leaf = jnp.einsum("sq,qbt->sbt", closure.to_preterminal, words, precision="highest")
-    top = jax.lax.stop_gradient(leaf.max(axis=0))
-    leaves = leaf / jnp.where(top > 0, top, 1)[None], rescale(scale, top)
+        leaves = normalized(jnp.einsum("sq,qbt->sbt", closure.to_preterminal, words, precision="highest"), scale, 0)
     weights = tuple(jnp.exp(grammar.log_rule[group.source]) for group in rules)
     spare = padding(log_terms.shape[1], chunks)
     words = jnp.pad(words, [(0, 0), (0, 0), (0, spare)])
@@ -132,9 +131,7 @@ def prepare(
 def combine(context: SparseContext, left: Scaled, right: Scaled, width: Int[Array, ""]) -> Scaled:
     """Values of the spans of a width."""
     weights, base = _weights(context, left[1], right[1], width)
-    sums = _sums(context, left[0], right[0], width, weights)
-    top = jax.lax.stop_gradient(sums.max(axis=0))
-    return sums / jnp.where(top > 0, top, 1)[None], rescale(base, top)
+    return normalized(_sums(context, left[0], right[0], width, weights), base, 0)
 
 
 def pull(context, left, right, width, out, cotangent):
