@@ -194,6 +194,13 @@ def width_one(recursion: Recursion, values: PyTree) -> PyTree:
 def by_ends(values: Array, *, axis: int = 1) -> Array:
     """A chart's array read by start and end: from the axes (start i, width) to (i, end j), with 0 where j <= i.
 
+    Args:
+      values: An array of a chart, axes of t starts and t + 1 widths among its own.
+      axis: The axis of starts; that of widths stands behind it.
+
+    Returns:
+      The array with t + 1 ends in place of the widths.
+
     Example:
       >>> by_ends(jnp.array([[[0.0, 1.0, 2.0], [0.0, 3.0, 0.0]]])).tolist()
       [[[0.0, 1.0, 2.0], [0.0, 0.0, 3.0]]]

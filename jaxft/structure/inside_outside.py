@@ -361,8 +361,9 @@ def _check_lengths(where: str, lengths: Array | None, b: int, t: int) -> None:
     if lengths is None:
         return
     require(lengths.shape == (b,), where, f"lengths must be [{b}], one a sentence", lengths.shape, "Count the words")
-    if is_concrete(lengths):
-        low, high = int(np.min(lengths)), int(np.max(lengths))
+    if is_concrete(lengths) and b > 0:
+        values = np.asarray(lengths)
+        low, high = int(values.min()), int(values.max())
         require(low >= 0 and high <= t, where, f"lengths must lie in 0..{t}, the padding", f"{low}..{high}", "Pad more")
 
 

@@ -63,7 +63,7 @@ def parses_to_trees(
       A tree a sentence; ``None`` where there is no parse.
 
     Raises:
-      UserError: Another number of sentences than of parses.
+      UserError: Another number of sentences than of parses, or a node without a label.
 
     Example:
       >>> spans, labels = jnp.array([[[0, 2], [0, 1], [1, 2]]]), jnp.array([[0, 1, 2]])
@@ -76,6 +76,8 @@ def parses_to_trees(
     sizes = f"{len(tokens)} sentences and {len(parses.labels)} parses"
     require(len(tokens) == len(parses.labels), where, "each sentence needs a parse", sizes, "Pass the parsed ones")
     tops, spans = np.asarray(parses.labels), np.asarray(parses.spans)
+    labelled = bool((tops >= 0)[np.asarray(parses.valid)].all())
+    require(labelled, where, "every node needs a label", "single words without one", "Pass tag= to mbr_parse")
     bottoms = tops if parses.bottoms is None else np.asarray(parses.bottoms)
     words, exists = np.asarray(tokens), np.asarray(parses.valid)[:, 0]
     return [

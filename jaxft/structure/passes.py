@@ -11,6 +11,7 @@ from jaxft.structure.dense import NEVER, scaled_words
 from jaxft.structure.pcfg import Grammar
 from jaxft.structure.routes import ROUTES
 from jaxft.structure.sparse import SparseRules
+from jaxft.structure.unary import unary_closure
 
 
 class BatchInput(NamedTuple):
@@ -52,6 +53,11 @@ def both_passes(x: BatchInput, name: str, chunks: int) -> Passes:
     d_context, d_values = outside_pass(route.recursion, chunks, context, chart, d_values)
     d_grammar, d_more = pull_setup((d_context, width_one(route.recursion, d_values)))
     sensitivity = route.sensitivity(context, chart.values, d_values)
+    log_unary = getattr(x.grammar, "log_unary", None)
+    if log_unary is not None:
+        # That of the top symbol of a span, so far; a chain of unary rules has others below it.
+        star = unary_closure(log_unary).star
+        sensitivity = jnp.einsum("btwa,as->btws", sensitivity, star, precision="highest")
     return Passes(log_z, p, scale, sensitivity, d_grammar, d_root, d_words + d_more)
 
 

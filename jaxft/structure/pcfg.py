@@ -186,14 +186,19 @@ def to_dense(grammar: Grammar) -> PCFG:
     if isinstance(grammar, LowRankPCFG):
         head, left, right = jnp.exp(grammar.log_head), jnp.exp(grammar.log_left), jnp.exp(grammar.log_right)
         rule = jnp.einsum("sr,rb,rc->sbc", head, left, right, precision="highest")
-        return PCFG(grammar.log_root, jnp.log(rule), grammar.log_emit, None, grammar.names)
+        return PCFG(grammar.log_root, _log(rule), grammar.log_emit, None, grammar.names)
     s, a = num_nonterminals(grammar), grammar.log_root.shape[0]
     empty = jnp.full((s, a, a), -jnp.inf, grammar.log_rule.dtype)
     # A rule listed twice is one rule with the sum of the masses.
-    rule = jnp.log(jnp.exp(empty).at[grammar.lhs, grammar.left, grammar.right].add(jnp.exp(grammar.log_rule)))
+    rule = _log(jnp.exp(empty).at[grammar.lhs, grammar.left, grammar.right].add(jnp.exp(grammar.log_rule)))
     exact = empty.at[grammar.lhs, grammar.left, grammar.right].set(grammar.log_rule)
     once = jnp.zeros((s, a, a), jnp.int32).at[grammar.lhs, grammar.left, grammar.right].add(1) == 1
     return PCFG(grammar.log_root, jnp.where(once, exact, rule), grammar.log_emit, grammar.log_unary, grammar.names)
+
+
+def _log(mass: Array) -> Array:
+    """Logarithm whose derivative is 0 at 0."""
+    return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)), -jnp.inf)
 
 
 def to_sparse(grammar: Grammar) -> SparsePCFG:
