@@ -1,4 +1,4 @@
-"""Models, the only package that imports flax: encoders, output functions, pretrained checkpoints, LoRA, a toy MLP."""
+"""Models, the only package that imports flax: encoders, heads, checkpoints, LoRA, an MLP, attention without softmax."""
 
 from jaxft.nn.lora import init_lora, make_lora_outputs, merge_lora
 from jaxft.nn.mlp import MLP, make_mlp
@@ -10,14 +10,27 @@ from jaxft.nn.outputs import (
     make_tied_logits,
 )
 from jaxft.nn.pretrained import Pretrained, load_encoder, save_encoder
+from jaxft.nn.relu_attention import (
+    AttentionStage,
+    FeedForward,
+    ReluAttention,
+    ReluAttentionConfig,
+    ReluAttentionStates,
+    make_relu_attention,
+)
 from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead, init_classifier, init_encoder
 
 __all__ = [
     "MLP",
+    "AttentionStage",
     "Encoder",
     "EncoderConfig",
+    "FeedForward",
     "MLMHead",
     "Pretrained",
+    "ReluAttention",
+    "ReluAttentionConfig",
+    "ReluAttentionStates",
     "init_classifier",
     "init_encoder",
     "init_lora",
@@ -28,6 +41,7 @@ __all__ = [
     "make_mlm_logits",
     "make_mlp",
     "make_prompt_logits",
+    "make_relu_attention",
     "make_tied_logits",
     "merge_lora",
     "save_encoder",
