@@ -37,7 +37,14 @@ from jaxft.structure.inside_outside import (
     term_scores,
 )
 from jaxft.structure.k_best import k_best
-from jaxft.structure.learning import em_step, log_likelihood_loss, normalize_scores
+from jaxft.structure.learning import (
+    ExpectedCounts,
+    em_step,
+    expected_counts,
+    log_likelihood_loss,
+    normalize_scores,
+    reestimate,
+)
 from jaxft.structure.lengths import (
     expected_length,
     expected_symbol_counts,
@@ -86,6 +93,7 @@ __all__ = [
     "BracketConvention",
     "BracketScores",
     "Enumeration",
+    "ExpectedCounts",
     "Grammar",
     "InsideChart",
     "LowRankPCFG",
@@ -112,6 +120,7 @@ __all__ = [
     "em_step",
     "enumerated_masked_posterior",
     "excess_loss",
+    "expected_counts",
     "expected_length",
     "expected_symbol_counts",
     "explain",
@@ -145,6 +154,7 @@ __all__ = [
     "prune",
     "random_pcfg",
     "read_grammar",
+    "reestimate",
     "require_valid",
     "restore_unaries",
     "sample_sentences",

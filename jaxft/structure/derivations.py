@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxft.core.checks import require
 from jaxft.structure import rule_trees, sparse
 from jaxft.structure.chart import by_ends, default_chunks, span_chart
-from jaxft.structure.inside_outside import Words, inside, term_scores
+from jaxft.structure.inside_outside import Words, inside, word_scores
 from jaxft.structure.parses import Parses
 from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, num_nonterminals, to_dense, to_sparse
 from jaxft.structure.routes import explain
@@ -136,11 +135,7 @@ def _ready(
     grammar: Grammar, words: Words, lengths: Array | None, mask: Array | None
 ) -> tuple[PCFG | SparsePCFG, Array, Array]:
     """The grammar as sparse or dense, whichever is to be taken; log scores of words; lengths."""
-    if jnp.issubdtype(words.dtype, jnp.integer):
-        log_terms = term_scores(grammar, words, lengths, mask=mask)
-    else:
-        require(mask is None, "viterbi", "a mask goes with word numbers", "scores of preterminals", "Put it into these")
-        log_terms = words
+    log_terms = word_scores(grammar, words, lengths, mask=mask)
     b, t = log_terms.shape[:2]
     method = explain(grammar, batch=b, tokens=t).method
     grammar = to_sparse(grammar) if method == "sparse" else to_dense(grammar)

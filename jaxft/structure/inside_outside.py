@@ -91,8 +91,8 @@ def term_scores(
       (True, 0.0)
     """
     where = "term_scores"
-    shape = tokens.shape
-    integers = jnp.issubdtype(tokens.dtype, jnp.integer) and tokens.ndim == 2
+    shape = getattr(tokens, "shape", None)
+    integers = shape is not None and len(shape) == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
     require(integers, where, "tokens must be integers [b, t]", shape, "Pad sentences to one length and stack them")
     require(
         mask is None or mask.shape == shape,
@@ -101,9 +101,9 @@ def term_scores(
         getattr(mask, "shape", None),
         "Pass [b, t]",
     )
-    _check_lengths(where, lengths, *shape)
+    _check_lengths(where, lengths, *tokens.shape)
     v = grammar.log_emit.shape[1]
-    inside = _inside(lengths, *shape)
+    inside = _inside(lengths, *tokens.shape)
     known = inside if mask is None else inside & ~mask
     if is_concrete((tokens, known)):
         with jax.ensure_compile_time_eval():
@@ -115,6 +115,40 @@ def term_scores(
         summed = jax.nn.logsumexp(grammar.log_emit, axis=1)
         scores = jnp.where(mask[..., None], summed[None, None], scores)
     return jnp.where(inside[..., None], scores, -jnp.inf)
+
+
+def word_scores(
+    grammar: Grammar,
+    words: Words,
+    lengths: Int[Array, "b"] | None = None,
+    *,
+    mask: Bool[Array, "b t"] | None = None,
+) -> Float[Array, "b t q"]:
+    """Checks what may be given as words, and makes scores of it: ``term_scores`` of numbers, scores as they are.
+
+    Args:
+      grammar: The grammar.
+      words: Word numbers, or the log score of each preterminal at each position.
+      lengths: Words of each sentence; ``None`` means all.
+      mask: Positions whose word is unknown; with word numbers only.
+
+    Returns:
+      The scores; minus infinity behind the end.
+
+    Raises:
+      UserError: As ``term_scores``, or scores of another number of preterminals.
+    """
+    where, q = "inside_outside", grammar.log_emit.shape[0]
+    advice = "Wrap it in jnp.asarray"
+    require(hasattr(words, "dtype"), where, "words must be an array", type(words).__name__, advice)
+    if jnp.issubdtype(words.dtype, jnp.integer):
+        return term_scores(grammar, words, lengths, mask=mask)
+    advice = "Put it into the scores"
+    require(mask is None, where, "a mask goes with word numbers", "scores of preterminals", advice)
+    fits = words.ndim == 3 and words.shape[2] == q
+    require(fits, where, f"scores of words must be [b, t, {q}]", words.shape, "Score every preterminal")
+    _check_lengths(where, lengths, *words.shape[:2])
+    return jnp.where(_inside(lengths, *words.shape[:2])[..., None], words, -jnp.inf)
 
 
 def inside(
@@ -336,23 +370,14 @@ def _ready(
 ) -> tuple[BatchInput, dict[str, Any]]:
     """Checks the input; what is computed with, and the static options: the route and its chunks."""
     where = "inside_outside"
-    if jnp.issubdtype(words.dtype, jnp.integer):
-        log_terms = term_scores(grammar, words, lengths, mask=mask)
-    else:
-        q = grammar.log_emit.shape[0]
-        require(
-            mask is None, where, "a mask goes with word numbers", "scores of preterminals", "Put it into the scores"
-        )
-        fits = words.ndim == 3 and words.shape[2] == q
-        require(fits, where, f"scores of words must be [b, t, {q}]", words.shape, "Score every preterminal")
-        _check_lengths(where, lengths, *words.shape[:2])
-        log_terms = jnp.where(_inside(lengths, *words.shape[:2])[..., None], words, -jnp.inf)
+    log_terms = word_scores(grammar, words, lengths, mask=mask)
     b, t = log_terms.shape[:2]
     require(b > 0 and t > 0, where, "there must be a sentence and room for a word", (b, t), "Pass one or more")
     plan = explain(grammar, batch=b, tokens=t, method=method)
     lengths = jnp.full(b, t, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
     grammar = ROUTES[plan.method].kind(grammar)
     groups = group_rules(grammar) if isinstance(grammar, SparsePCFG) else None
+    require(chunks is None or chunks >= 1, where, "chunks must be positive", chunks, "Pass 1 or more")
     chunks = default_chunks(t) if chunks is None else chunks
     return BatchInput(grammar, groups, log_terms, lengths), {"name": plan.method, "chunks": chunks}
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, require
 from jaxft.structure.derivations import best_scores
-from jaxft.structure.inside_outside import Words, term_scores
+from jaxft.structure.inside_outside import Words, word_scores
 from jaxft.structure.parses import Parses
 from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, num_nonterminals, to_dense
 
@@ -58,7 +58,7 @@ def k_best(grammar: Grammar, words: Words, lengths: Int[Array, "b"] | None = Non
     grammar = grammar if isinstance(grammar, SparsePCFG) else to_dense(grammar)
     advice = "Collapse chains into labels, or take the single best tree with viterbi"
     require(grammar.log_unary is None, where, "the grammar must have no unary rules", "some", advice)
-    log_terms = words if jnp.issubdtype(words.dtype, jnp.floating) else term_scores(grammar, words, lengths)
+    log_terms = word_scores(grammar, words, lengths)
     b, t = log_terms.shape[:2]
     best = _with_preterminals(best_scores(grammar, log_terms), log_terms)
     sizes = [t] * b if lengths is None else np.asarray(lengths).tolist()

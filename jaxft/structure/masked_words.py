@@ -50,7 +50,9 @@ def masked_word_posterior(
       Zhao et al. 2023, arXiv 2303.08117, section 3.3 (Inside-Outside is optimal for masked language modelling).
     """
     found = inside_outside(grammar, tokens, lengths, mask=mask, method=method)
-    emissions = jax.nn.softmax(grammar.log_emit, axis=1)
+    # A preterminal without a word has no posterior to share out.
+    has_word = (grammar.log_emit > -jnp.inf).any(axis=1, keepdims=True)
+    emissions = jax.nn.softmax(jnp.where(has_word, grammar.log_emit, 0), axis=1)
     hidden = jnp.einsum("btq,qv->btv", found.tag, emissions, precision="highest")
     words = jnp.arange(grammar.log_emit.shape[1], dtype=tokens.dtype)
     exists = found.tag.sum(axis=2, keepdims=True) > 0.5  # a word of a sentence that has a parse
