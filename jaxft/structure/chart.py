@@ -43,6 +43,9 @@ class Recursion(NamedTuple):
     """Axis of the tokens in the leaves of the values of width 1; the axis of widths stands behind it."""
     pull: Pull | None = None
     """The derivative of ``combine``, where what ``jax.vjp`` makes of it does needless work."""
+    finish: Callable[[PyTree, "Chart", PyTree], PyTree] | None = None
+    """``finish(context, chart, d_values)``: cotangents of the context that cost less all at once than width by width:
+    of these ``pull`` returns zeros, as ``finish`` does of the others."""
 
 
 class Chart(NamedTuple):
@@ -55,7 +58,7 @@ class Chart(NamedTuple):
 
 def default_chunks(t: int) -> int:
     """Chunks of widths: more waste less work on padding, and take longer to compile."""
-    return max(1, min(t // 10, 8))
+    return max(1, min(t // 10, 6))
 
 
 def padding(t: int, chunks: int) -> int:
@@ -162,28 +165,48 @@ def outside_pass(
     first = jax.tree.leaves(chart.values)[0]
     t = first.shape[_token_axis(axis, first)]
     pull = recursion.pull or partial(_pull_by_autodiff, recursion.combine)
-    carry = (
-        [jnp.zeros_like(x) for x in _floats(context, context)],
-        cotangent,
-        jax.tree.map(jnp.zeros_like, chart.by_end),
-    )
+
+    def total(d_values: PyTree, d_ends: PyTree, starts: int, width: Any) -> PyTree:
+        """What the spans of a width received as left children and as right ones."""
+        return jax.tree.map(lambda x, y: _received(x, y, axis, starts, width, t), d_values, d_ends)
+
+    d_context = [jnp.zeros_like(x) for x in _floats(context, context)]
+    d_values, d_ends = cotangent, jax.tree.map(jnp.zeros_like, chart.by_end)
+    totals = []
     for low, high in reversed(_bounds(t, chunks)):
         starts, splits = t - low + 1, high - 1
 
         def step(carry, width, starts=starts, splits=splits):
-            d_context, d_values, d_ends = carry
-            d_values = _collect(d_values, d_ends, axis, starts, width, t)
+            d_context, d_values, d_ends, d_out = carry
             left, right = _children(chart, axis, starts, splits, width, t)
             out = jax.tree.map(lambda x: _column(x, axis, starts, width), chart.values)
-            d_out = jax.tree.map(lambda x: _column(x, axis, starts, width), d_values)
             d_more, d_left, d_right = pull(context, left, right, width, out, d_out)
             d_values = jax.tree.map(lambda x, y: _add(x, y, axis, 0, 1), d_values, d_left)
             d_ends = jax.tree.map(lambda x, y: _add(x, y, axis, width, t - width + 1), d_ends, d_right)
-            return (tree_add(d_context, _floats(d_more, context)), d_values, d_ends), None
+            # Read as soon as it is whole, so that nothing reads the arrays of a step before: they are updated in place.
+            d_next = total(d_values, d_ends, starts, width - 1)
+            return (tree_add(d_context, _floats(d_more, context)), d_values, d_ends, d_next), d_out
 
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(high, low - 1, -1, dtype=jnp.int32))
-    d_floats, d_values, d_ends = carry
-    return _with_floats(context, d_floats), _collect(d_values, d_ends, axis, t, 1, t)
+        carry = d_context, d_values, d_ends, total(d_values, d_ends, starts, high)
+        carry, columns = jax.lax.scan(step, carry, jnp.arange(high, low - 1, -1, dtype=jnp.int32))
+        d_context, d_values, d_ends, _ = carry
+        totals.append((low, columns))
+    totals.append((1, jax.tree.map(lambda x: x[None], total(d_values, d_ends, t, 1))))
+    d_values = _from_columns(cotangent, totals, axis)
+    if recursion.finish is not None:
+        d_context = tree_add(d_context, _floats(recursion.finish(context, chart, d_values), context))
+    return _with_floats(context, d_context), d_values
+
+
+def _from_columns(values: PyTree, columns: list[tuple[int, PyTree]], axis: int) -> PyTree:
+    """Values with the columns of widths from each number up; columns are stacked before all axes, the widest first."""
+
+    def put(x: Array, y: Array, low: int) -> Array:
+        return _write(x, jnp.moveaxis(y[::-1], 0, axis % (y.ndim - 1) + 1), axis, 0, low)
+
+    for low, stacked in columns:
+        values = jax.tree.map(partial(put, low=low), values, stacked)
+    return values
 
 
 def width_one(recursion: Recursion, values: PyTree) -> PyTree:
@@ -248,13 +271,10 @@ def _pull_by_autodiff(combine: Combine, context, left, right, width, out, cotang
     return jax.vjp(lambda c, x, y: combine(c, x, y, width), context, left, right)[1](cotangent)
 
 
-def _collect(d_values: PyTree, d_ends: PyTree, axis: int, starts: int, width: Any, t: int) -> PyTree:
-    """Adds what spans of a width received as right children to what they received as left ones."""
-
-    def add(x: Array, y: Array) -> Array:
-        return _add(x, _read(y, axis, width, t - width, starts, 1), axis, 0, width)
-
-    return jax.tree.map(add, d_values, d_ends)
+def _received(x: Array, y: Array, axis: int, starts: int, width: Any, t: int) -> Array:
+    """Of one array: the values of a width, by start, and those of the same spans, by end."""
+    both = _read(x, axis, 0, width, starts, 1) + _read(y, axis, width, t - width, starts, 1)
+    return jnp.squeeze(both, _token_axis(axis, x) + 1)
 
 
 def _behind(axis: int, x: Array) -> int:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxft.structure.chart import Recursion, padding
+from jaxft.structure.chart import Chart, Recursion, padding
 from jaxft.structure.pcfg import PCFG
 from jaxft.structure.unary import unary_closure
 
@@ -94,16 +94,74 @@ def combine(context: DenseContext, left: Scaled, right: Scaled, width: Int[Array
 
 
 def pull(context, left, right, width, out, cotangent):
-    """Cotangents of context and children. The sums are linear in each, so that they need not be formed again."""
+    """Cotangents of the rules and of the children.
+
+    The sums are linear in each, so that they need not be formed again. Written out for the layouts of the products;
+    cotangents of the word tables are left to ``finish``.
+    """
+    (p_left, p_right), (b, m, k, s) = (left[0], right[0]), left[0].shape
     weights, base = _weights(context, left[1], right[1], width)
-    possible = out[1] > NEVER / 2
-    factor = jnp.where(possible, jnp.exp(jnp.where(possible, base - out[1], 0)), 0)
-    _, transpose = jax.vjp(lambda c, x, y: _sums(c, x, y, width, weights), context, left[0], right[0])
-    d_context, d_left, d_right = transpose(cotangent[0] * factor[..., None])
+    split, word_right, word_left, _ = weights
+    sums = cotangent[0] * _exp_where(out[1] > NEVER / 2, base - out[1])[..., None]
+    rows = sums.reshape(b * m, s)
+    d_pairs = jnp.matmul(rows, context.rule.reshape(s, s * s), precision="highest").reshape(b, m, s, s)
+    pairs = _pairs(p_left, p_right, split).reshape(b * m, s * s)
+    d_rule = jnp.matmul(rows.T, pairs, precision="highest").reshape(s, s, s)
+    d_left = jnp.einsum("bmky,bmxy->bmkx", p_right, d_pairs, precision="highest") * split[..., None]
+    d_right = jnp.matmul(p_left * split[..., None], d_pairs, precision="highest")
+
+    last = jax.lax.dynamic_slice_in_dim(context.word_right, width - 1, m, 1)
+    d_longest = jnp.einsum("bmac,bma->bmc", last, sums, precision="highest") * word_right
+    d_rest = jnp.einsum("bmac,bma->bmc", context.word_left[:, :m], sums, precision="highest") * word_left
+    at = jnp.arange(k, dtype=width.dtype)[None, None, :, None]
+    d_left += jnp.where(at == width - 2, d_longest[:, :, None], 0)
+    d_right += jnp.where(at == 0, d_rest[:, :, None], 0)
+    d_context = jax.tree.map(jnp.zeros_like, context)._replace(rule=d_rule)
     return d_context, (d_left, jnp.zeros_like(left[1])), (d_right, jnp.zeros_like(right[1]))
 
 
-RECURSION = Recursion(combine, zero=(0.0, NEVER), pull=pull)
+def finish(context: DenseContext, chart: Chart, d_values: Scaled) -> DenseContext:
+    """Cotangents of what words make of their neighbours: a product a position, over all spans that it borders."""
+    (p, scale), (p_end, scale_end), d_p = chart.values, chart.by_end, d_values[0]
+    t = p.shape[1]
+    word, spare = context.scale[:, :t], context.scale.shape[1] - t
+
+    def sums(d_parent: Array, parent: Array, rest: Array, word: Array) -> Array:
+        possible = (parent > NEVER / 2) & (rest > NEVER / 2)
+        return d_parent * _exp_where(possible, rest + word[..., None] - parent)[..., None]
+
+    # Widths 2 to t that start with word i; the rest, of one word less, starts at i + 1.
+    first = sums(d_p[:, :-1, 2:], scale[:, :-1, 2:], scale[:, 1:, 1:t], word[:, :-1])
+    word_left = jnp.einsum("btwa,btwc->btac", first, p[:, 1:, 1:t], precision="highest")
+    # The same widths, the widest first, that end with word j; the rest ends before it.
+    last = sums(_by_end(d_p)[:, 1:], scale_end[:, 2 : t + 1, : t - 1], scale_end[:, 1:t, 1:t], word[:, 1:])
+    word_right = jnp.einsum("btwa,btwc->btac", last, p_end[:, 1:t, 1:t], precision="highest")
+    two = scale[:, :-1, min(t, 2)]  # a sentence of one word has no pair
+    pair = d_p[:, :-1, min(t, 2)] * _exp_where(two > NEVER / 2, word[:, :-1] + word[:, 1:] - two)[..., None]
+    return DenseContext(
+        jnp.zeros_like(context.rule),
+        jnp.pad(word_right, [(0, 0), (1, spare), (0, 0), (0, 0)]),
+        jnp.pad(word_left, [(0, 0), (0, spare + 1), (0, 0), (0, 0)]),
+        jnp.pad(pair, [(0, 0), (0, spare + 1), (0, 0)]),
+        jnp.zeros_like(context.scale),
+    )
+
+
+def _by_end(values: Float[Array, "b t widths s"]) -> Float[Array, "b t splits s"]:
+    """From starts and widths 0 to t to last words and widths t down to 2; 0 where no span is."""
+    t = values.shape[1]
+    width = jnp.arange(t, 1, -1)[None]
+    start = jnp.arange(t)[:, None] + 1 - width
+    taken = values[:, jnp.maximum(start, 0), jnp.broadcast_to(width, start.shape)]
+    return jnp.where((start >= 0)[None, :, :, None], taken, 0)
+
+
+def _exp_where(possible: Array, x: Array) -> Array:
+    """The exponential where it is possible, 0 elsewhere; no overflow in either."""
+    return jnp.where(possible, jnp.exp(jnp.where(possible, x, 0)), 0)
+
+
+RECURSION = Recursion(combine, zero=(0.0, NEVER), pull=pull, finish=finish)
 
 
 def _weights(
@@ -129,7 +187,7 @@ def _sums(
     """Inside probabilities over the common scale."""
     b, m, _, s = left.shape
     split, word_right, word_left, pair = weights
-    pairs = jnp.einsum("bmkx,bmky->bmxy", left * split[..., None], right, precision="highest")
+    pairs = _pairs(left, right, split)
     total = jnp.matmul(pairs.reshape(b * m, s * s), context.rule.reshape(s, s * s).T, precision="highest")
     last = jax.lax.dynamic_slice_in_dim(context.word_right, width - 1, m, 1)
     longest = jnp.take(left, width - 2, axis=2) * word_right
@@ -137,6 +195,15 @@ def _sums(
     first = context.word_left[:, :m]
     total += jnp.einsum("bmac,bmc->bma", first, right[:, :, 0] * word_left, precision="highest")
     return total + context.pair[:, :m] * pair
+
+
+def _pairs(
+    left: Float[Array, "b m k s"], right: Float[Array, "b m k s"], split: Float[Array, "b m k"]
+) -> Float[Array, "b m s s"]:
+    """Sums over splits of each pair of children."""
+    # Splits last, as the product reads fastest; without the barrier XLA would take the transpose back.
+    weighted = jax.lax.optimization_barrier(jnp.swapaxes(left * split[..., None], 2, 3))
+    return jnp.matmul(weighted, right, precision="highest")
 
 
 def _padded(x: Array, spare: int, fill: float) -> Array:
