@@ -162,8 +162,9 @@ def _expectations(
     """Log Z, and the expected sum of each kind of summand over the tree of each sentence."""
 
     def log_z(scores: _Scores) -> Array:
-        scores = dict(scores)
-        return log_partition(grammar._replace(**scores), scores.pop("words", words), lengths, mask=mask, method=method)
+        rules = {name: x for name, x in scores.items() if name != "words"}
+        observed = scores.get("words", words)
+        return log_partition(grammar._replace(**rules), observed, lengths, mask=mask, method=method)
 
     value, pull = jax.vjp(log_z, _scores(grammar, words))
     # The pull of a cotangent is linear in it; its transpose maps a direction of the scores to a derivative a sentence.
