@@ -140,3 +140,11 @@ def test_entropy_of_a_masked_sentence_counts_the_words_too(x64):
 def test_works_under_jit(x64):
     grammar = make_grammar(1)
     np.testing.assert_allclose(jax.jit(tree_entropy)(grammar, *arguments()), tree_entropy(grammar, *arguments()))
+
+
+def test_scores_of_words_do_as_well_as_words(x64):
+    p, q = make_grammar(1), make_grammar(2)
+    tokens, lengths = arguments()
+    scores = term_scores(p, tokens, lengths)
+    np.testing.assert_allclose(tree_entropy(p, scores, lengths), tree_entropy(p, tokens, lengths), atol=1e-12)
+    assert np.isfinite(np.asarray(tree_kl(p, q, scores, lengths))).all()
