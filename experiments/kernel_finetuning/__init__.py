@@ -13,7 +13,7 @@ import jax
 
 from experiments.kernel_finetuning.config import PRESETS, KernelFinetuningConfig
 from experiments.kernel_finetuning.dynamics import is_kernel_descent
-from experiments.kernel_finetuning.execute import Stopped, execute, phases_of
+from experiments.kernel_finetuning.execute import execute, phases_of
 from experiments.kernel_finetuning.findings import QUANTITY_COLUMNS, quantity_rows
 from experiments.kernel_finetuning.measure import ASYMMETRIC
 from experiments.kernel_finetuning.prepare import Model, TaskData, load_model, load_task
@@ -24,6 +24,7 @@ from jaxft.lab.config import parse_config
 from jaxft.lab.devices import is_writer, make_mesh, peak_memory_bytes, setup_compilation_cache, start_distributed
 from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.report import progress, rich_table
+from jaxft.lab.resumable import Stopped
 from jaxft.lab.run import open_run
 
 PROG = "python -m experiments run kernel_finetuning"

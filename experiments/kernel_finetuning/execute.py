@@ -4,14 +4,11 @@ A unit is a task, a k-shot sample and an arm; a phase fine-tunes it with one opt
 numbered through the run: phase p holds steps p * (steps + 1) to p * (steps + 1) + steps, the first of them its start.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from experiments.kernel_finetuning.adapters import adapter_errors
@@ -30,53 +27,16 @@ from experiments.kernel_finetuning.prepare import Model, TaskData, Unit, make_un
 from experiments.kernel_finetuning.solve import permutation_control, solve_kernel
 from jaxft.core.types import Params
 from jaxft.lab.interrupts import Interrupts
+from jaxft.lab.resumable import Resumable, Stopped, resume
 from jaxft.lab.run import Run
 from jaxft.train import (
-    Checkpoints,
     FitState,
     NonFiniteLossError,
     adam_preconditioner,
     fit,
-    fully_shard,
     init_fit,
     init_state,
-    replicate,
 )
-
-
-class Stopped(Exception):
-    """The user asked to stop; everything up to the last event is kept."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What every phase of a run shares."""
-
-    config: KernelFinetuningConfig
-    run: Run
-    stop: Interrupts
-    checkpoints: Checkpoints
-    restored: int
-    """Step of the checkpoint the run continues from; -1 at a first start."""
-    mesh: Mesh | None
-    history: list[dict[str, Any]]
-    """All records of the run so far: the file is read once."""
-
-    def record(self, step: int, kind: str, **fields: Any) -> None:
-        """Appends to the metrics what was measured at a step."""
-        found = {"step": step, "kind": kind, **fields}
-        self.run.records.append(found)
-        self.history.append(found)
-
-    def recorded(self, kind: str, key: dict[str, Any]) -> bool:
-        """Whether the metrics hold a record of this kind with these fields."""
-        return any(r["kind"] == kind and key.items() <= r.items() for r in self.history)
-
-    def place(self, tree: Any) -> Any:
-        """A training state on the devices, as the configuration asks."""
-        if self.mesh is None:
-            return tree
-        return (fully_shard if self.config.training.sharding == "full" else replicate)(tree, self.mesh)
 
 
 def execute(
@@ -95,13 +55,7 @@ def execute(
     Raises:
       Stopped: The user asked to.
     """
-    with Checkpoints(run.checkpoints, keep=2) as checkpoints:
-        latest = checkpoints.latest_step()
-        restored = -1 if latest is None else latest
-        run.records.cut_back(restored)
-        if jax.process_count() > 1:  # the others read what process 0 has cut
-            multihost_utils.sync_global_devices("cut back")
-        context = Context(config, run, stop, checkpoints, restored, mesh, run.records.read())
+    with resume(run, stop, mesh=mesh, sharding=config.training.sharding) as context:
         phases: list[tuple[Optimizer, float]] = [
             (o, r) for o in config.optimizers for r in getattr(config.training, f"{o}_rates")
         ]
@@ -115,8 +69,8 @@ def execute(
                 elif not context.recorded("diverged", key):
                     if unit is None:
                         unit = make_unit(config, model, task, k=k, split=split, arm=arm)
-                        start = _start(context, unit, number)
-                    ended += _phase(context, unit, start, number, optimizer, rate)
+                        start = _start(config, context, unit, number)
+                    ended += _phase(config, context, unit, start, number, optimizer, rate)
                 number += 1
                 advance(note=" ".join(map(str, key.values())))
     return ended
@@ -136,9 +90,9 @@ def phases_of(config: KernelFinetuningConfig) -> int:
     return len(config.task) * len(config.k) * len(config.splits) * len(config.arms) * rates
 
 
-def _start(context: Context, unit: Unit, number: int) -> Start:
+def _start(config: KernelFinetuningConfig, context: Resumable, unit: Unit, number: int) -> Start:
     """What is known of a unit before it is fine-tuned; arrays that an earlier start has saved are read."""
-    config, start = context.config, _start_arrays(context, unit)
+    start = _start_arrays(config, context, unit)
     step = number * (config.training.steps + 1)
     if not context.recorded("start", unit.key):
         context.record(step, "start", **unit.key, **describe_start(unit, start))
@@ -154,8 +108,8 @@ def _start(context: Context, unit: Unit, number: int) -> Start:
     return start
 
 
-def _start_arrays(context: Context, unit: Unit) -> Start:
-    run, config = context.run, context.config
+def _start_arrays(config: KernelFinetuningConfig, context: Resumable, unit: Unit) -> Start:
+    run = context.run
     if run.has_arrays(unit.name):
         saved = run.load_arrays(unit.name)
         return Start(saved["outputs"], {name: saved[name] for name in saved if name not in ("outputs", "labels")})
@@ -167,9 +121,17 @@ def _start_arrays(context: Context, unit: Unit) -> Start:
     return start
 
 
-def _phase(context: Context, unit: Unit, start: Start, number: int, optimizer: Optimizer, rate: float) -> bool:
+def _phase(
+    config: KernelFinetuningConfig,
+    context: Resumable,
+    unit: Unit,
+    start: Start,
+    number: int,
+    optimizer: Optimizer,
+    rate: float,
+) -> bool:
     """Fine-tunes, and returns whether it came to an end rather than diverged."""
-    config, training = context.config, context.config.training
+    training = config.training
     base = number * (training.steps + 1)
     key = {**unit.key, "optimizer": optimizer, "rate": rate}
     tx, segment = trainer(unit.f, training, optimizer, rate, context.mesh)

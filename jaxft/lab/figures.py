@@ -7,6 +7,7 @@ matplotlib is imported inside functions alone, and its global state is left as i
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from jaxft.core.checks import require
 from jaxft.lab.records import write_atomically
 from jaxft.lab.report import write_csv
+from jaxft.structure.trees import Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,21 +164,27 @@ def draw_drift(
     series: Sequence[tuple[str, ArrayLike, ArrayLike]],
     *,
     quantity: str,
+    abscissa: str = "step (optimizer updates)",
+    levels: Mapping[str, float] | None = None,
     title: str = "",
     control: Sequence[str] = (),
     log: bool = False,
+    whole: bool = False,
 ) -> Drawing:
-    """A measured quantity over training by arm: mean over seeds, with the standard error of the mean.
+    """A measured quantity over training, or another abscissa, by arm: mean over seeds, with its standard error.
 
     Args:
       series: ``(label, steps, values)`` with values of shape ``(seeds, steps)``; one seed has no error bar.
       quantity: Label of the ordinate, with its unit.
+      abscissa: Label of the abscissa, with its unit.
+      levels: Predictions that do not depend on the abscissa, such as a bound: label -> level, drawn as lines.
       title: Title, if any.
       control: Labels drawn in grey.
       log: Logarithmic ordinate.
+      whole: Ticks of the abscissa at whole numbers alone.
 
     Returns:
-      The figure and a table of label, step, mean, stderr and seeds.
+      The figure and a table of label, step, mean, stderr and seeds; a level has no step.
 
     Raises:
       UserError: No series, or values that do not fit the steps.
@@ -186,7 +194,7 @@ def draw_drift(
       [0.0, 1.0]
     """
     table: dict[str, list[Any]] = {"label": [], "step": [], "mean": [], "stderr": [], "seeds": []}
-    figure, axes = _axes("step (optimizer updates)", quantity, title)
+    figure, axes = _axes(abscissa, quantity, title)
     require(bool(series), "draw_drift", "needs at least one series", "none", "Pass (label, steps, values)")
     colours = _colours([label for label, *_ in series], control)
     for (label, steps, values), (colour, marker) in zip(series, colours, strict=True):
@@ -203,6 +211,14 @@ def draw_drift(
         entries = ([label] * len(steps), steps.tolist(), mean.tolist(), stderr.tolist(), [seeds] * len(steps))
         for column, entry in zip(table, entries, strict=True):
             table[column] += entry if column != "stderr" or seeds > 1 else [None] * len(steps)
+    for (label, level), style in zip((levels or {}).items(), itertools.cycle(("-", "--", ":"))):
+        axes.axhline(level, color="#404040", linewidth=1.2, linestyle=style, label=label)
+        for column, entry in zip(table, (label, None, float(level), None, None), strict=True):
+            table[column].append(entry)
+    if whole:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         axes.set_yscale("log")
     _legend(axes)
@@ -264,6 +280,122 @@ def draw_agreement(
     return Drawing(figure, {"label": list(labels), "group": list(groups), "x": x.tolist(), "y": y.tolist()})
 
 
+@_style()
+def draw_scatter(
+    groups: Sequence[tuple[str, ArrayLike, ArrayLike]],
+    *,
+    quantities: tuple[str, str],
+    title: str = "",
+    control: Sequence[str] = (),
+) -> Drawing:
+    """Many points a group against the diagonal on which prediction and truth agree, one panel a group.
+
+    Args:
+      groups: ``(label, x, y)``, x and y of one length.
+      quantities: Labels of the two axes, with their units.
+      title: Title, if any.
+      control: Labels drawn in grey.
+
+    Returns:
+      The figure and a table of label, x and y.
+
+    Raises:
+      UserError: No group, or lengths that differ.
+
+    Example:
+      >>> draw_scatter([("probe", [0.1, 0.9], [0.2, 0.8])], quantities=("true", "predicted")).table["y"]
+      [0.2, 0.8]
+    """
+    from matplotlib.figure import Figure
+
+    require(bool(groups), "draw_scatter", "needs at least one group", "none", "Pass (label, x, y)")
+    pairs = {label: (np.asarray(x, float), np.asarray(y, float)) for label, x, y in groups}
+    shapes = {label: (x.shape, y.shape) for label, (x, y) in pairs.items()}
+    fits = all(x.ndim == 1 and x.shape == y.shape and x.size for x, y in pairs.values())
+    require(fits, "draw_scatter", "x and y must be of one length, 1 or more", shapes, "Give each point both")
+    ends = [
+        f(values.reshape(-1)) for f in (np.min, np.max) for values in (np.concatenate([*p]) for p in pairs.values())
+    ]
+    limits = (min(ends), max(ends))
+    figure = Figure(figsize=(2.7 * len(pairs) + 0.4, 3.1), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    table: dict[str, list[Any]] = {"label": [], "x": [], "y": []}
+    panels = figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (label, (x, y)), (colour, _) in zip(panels, pairs.items(), _colours(list(pairs), control), strict=True):
+        axes.plot(limits, limits, color="#404040", linewidth=1)
+        # Thousands of vector marks would make a PDF of megabytes.
+        axes.plot(x, y, ".", color=colour, markersize=3, alpha=0.35, markeredgewidth=0, rasterized=True)
+        axes.set(xlabel=quantities[0], title=label, aspect="equal")
+        for column, values in zip(table, ([label] * x.size, x.tolist(), y.tolist()), strict=True):
+            table[column] += values
+    panels[0].set_ylabel(quantities[1])
+    return Drawing(figure, table)
+
+
+@_style()
+def draw_trees(trees: Sequence[tuple[str, Tree]], *, marked: Sequence[set[tuple[int, int]]] = ()) -> Drawing:
+    """Constituency trees, one below the other.
+
+    Args:
+      trees: ``(title, tree)``.
+      marked: For each tree the spans [i, j) drawn in colour, such as those that another tree lacks; none by default.
+
+    Returns:
+      The figure and a table of tree, label, start and end: every constituent, parents first.
+
+    Raises:
+      UserError: No tree, or marks for some of them alone.
+
+    Example:
+      >>> from jaxft.structure.trees import parse_tree
+      >>> draw_trees([("gold", parse_tree("(S (N dogs) (V bark))"))]).table["label"]
+      ['S', 'N', 'V']
+    """
+    from matplotlib.figure import Figure
+
+    require(bool(trees), "draw_trees", "needs at least one tree", "none", "Pass (title, tree)")
+    rule = "marked must have a set of spans a tree, or be empty"
+    require(len(marked) in (0, len(trees)), "draw_trees", rule, len(marked), "Mark every tree")
+    words = max(len(tree.leaves()) for _, tree in trees)
+    heights = [tree.height() for _, tree in trees]
+    size = (max(3.0, 0.62 * words + 0.4), 0.3 * sum(heights) + 0.55 * len(trees))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(trees), 1, squeeze=False, height_ratios=[h + 1 for h in heights])[:, 0]
+    table: dict[str, list[Any]] = {"tree": [], "label": [], "start": [], "end": []}
+    for axes, (title, tree), spans in zip(panels, trees, marked or [set()] * len(trees), strict=True):
+        axes.set_axis_off()
+        axes.set_title(title, loc="left", fontsize=9)
+        drawn: list[tuple[str, int, int]] = []
+        _draw_node(axes, tree, 0, spans, drawn)
+        for label, i, j in drawn:
+            for column, value in zip(table, (title, label, i, j), strict=True):
+                table[column].append(value)
+    return Drawing(figure, table)
+
+
+def _draw_node(
+    axes: "Axes", node: Tree | str, start: int, marked: set[tuple[int, int]], drawn: list[tuple[str, int, int]]
+) -> tuple[float, int, int]:
+    """Draws what is below a node and the node; returns its place, and where its words end."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    if isinstance(node, str):
+        axes.text(start, 0, node, ha="center", va="center", style="italic", bbox=box, zorder=2)
+        return float(start), 0, start + 1
+    at, end = len(drawn), start
+    drawn.append((node.label, start, start))
+    below = []
+    for child in node.children:
+        x, height, end = _draw_node(axes, child, end, marked, drawn)
+        below.append((x, height))
+    drawn[at] = (node.label, start, end)
+    x, y = sum(x for x, _ in below) / len(below), 1 + max(height for _, height in below)
+    colour = PALETTE[1] if (start, end) in marked and end - start > 1 else "#404040"
+    for child_x, height in below:
+        axes.plot([x, child_x], [y, height], color=colour, linewidth=0.9, zorder=1)
+    axes.text(x, y, node.label, ha="center", va="center", color=colour, bbox=box, zorder=2)
+    return x, y, end
+
+
 def _axes(xlabel: str, ylabel: str, title: str) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
@@ -274,10 +406,11 @@ def _axes(xlabel: str, ylabel: str, title: str) -> "tuple[Figure, Axes]":
 
 
 def _colours(labels: Sequence[str], control: Sequence[str]) -> list[tuple[str, str]]:
-    """A colour and a marker a label, in order; grey for controls."""
+    """A colour and a marker a label, in order; grey for controls, and a thin marker."""
     shown = [label for label in labels if label not in control]
     pairs = {label: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(shown)}
-    return [pairs.get(label, (CONTROL, "x")) for label in labels]
+    thin = itertools.cycle("x+12")
+    return [pairs[label] if label in pairs else (CONTROL, next(thin)) for label in labels]
 
 
 def _legend(axes: "Axes") -> None:

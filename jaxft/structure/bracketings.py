@@ -95,6 +95,11 @@ def best_bracketing(
     """
     b, t, _ = scores.shape
     lengths = jnp.full(b, t, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+    return _best_bracketing(scores, lengths)
+
+
+@jax.jit
+def _best_bracketing(scores: Array, lengths: Array) -> tuple[Parses, Array]:
     (best,) = bracketing_chart(scores, semiring=MAX)
     total = jnp.take_along_axis(best[:, 0], lengths[:, None], axis=1)[:, 0]
     spans, valid = jax.vmap(_trace)(best, lengths)

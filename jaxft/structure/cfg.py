@@ -28,7 +28,8 @@ def rules_to_pcfg(start: str, rules: Sequence[Rule], probabilities: Sequence[flo
 
     In rules of three or more the pair that occurs in most rules becomes a symbol of one rule, ``|<B-C>``, until all
     have two. A word within a longer rule gets a preterminal of its own, ``|<'w'>``; the words of a symbol that has
-    other rules too get a preterminal ``A|<words>`` under it. ``unbinarize`` takes these symbols out of a tree.
+    other rules too get a preterminal ``A|<words>`` under it, and so do those of the start symbol where no rule is of
+    another kind. ``unbinarize`` takes these symbols out of a tree.
 
     Args:
       start: The only root.
@@ -55,6 +56,8 @@ def rules_to_pcfg(start: str, rules: Sequence[Rule], probabilities: Sequence[flo
     require(not missing, "rules_to_pcfg", "each symbol must have a rule", missing[:5], "Add one, or mark it as a word")
     for rule in rules:
         kinds[rule.lhs].add(len(rule.rhs) == 1 and rule.rhs[0][0])
+    if all(kind == {True} for kind in kinds.values()):
+        kinds[start].add(False)  # charts need a nonterminal
     # Keys are (role, text), so that a symbol made here never meets one of the text; names are made distinct after.
     upper: dict[tuple, str] = {("symbol", lhs): lhs for lhs, kind in kinds.items() if kind != {True}}
     lower: dict[tuple, str] = {("symbol", lhs): lhs for lhs, kind in kinds.items() if kind == {True}}

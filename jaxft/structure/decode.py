@@ -1,5 +1,8 @@
 """The parse of greatest expected recall, from posteriors of spans."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -36,7 +39,6 @@ def mbr_parse(
     Example:
       >>> from jaxft.structure.pcfg import random_pcfg
       >>> from jaxft.structure.inside_outside import inside_outside
-      >>> import jax
       >>> found = inside_outside(random_pcfg(jax.random.key(0), 2, 2, 3), jnp.array([[0, 1, 2]]))
       >>> mbr_parse(found.span).spans[0, 0].tolist()
       [0, 3]
@@ -44,6 +46,11 @@ def mbr_parse(
     Reference:
       Goodman 1996, Parsing algorithms and metrics, section 3 (labelled recall).
     """
+    return _mbr_parse(span, lengths, tag, labelled)
+
+
+@functools.partial(jax.jit, static_argnames="labelled")
+def _mbr_parse(span: Array, lengths: Array | None, tag: Array | None, labelled: bool) -> Parses:
     scores = span.max(axis=3) if labelled else span.sum(axis=3)
     t = span.shape[1]
     wide = jnp.arange(t + 1)[None] - jnp.arange(t)[:, None] >= 2

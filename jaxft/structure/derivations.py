@@ -216,6 +216,8 @@ def _split(choices: Choices, choose: _Chooser, padded: Array, symbol: Array, i: 
     else:
         chain = choices.star[parent]
     if isinstance(grammar, SparsePCFG):
+        if not len(grammar.lhs):  # every sentence is one word: no node is split
+            return i, parent, parent, parent
         rule = chain[grammar.lhs] + jnp.maximum(grammar.log_rule, FLOOR)
         scores = rule[None] + before[:, grammar.left] + after[:, grammar.right]
         which = choose(scores, index)

@@ -94,13 +94,9 @@ def term_scores(
     shape = getattr(tokens, "shape", None)
     integers = shape is not None and len(shape) == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
     require(integers, where, "tokens must be integers [b, t]", shape, "Pad sentences to one length and stack them")
-    require(
-        mask is None or mask.shape == shape,
-        where,
-        "mask must have the shape of tokens",
-        getattr(mask, "shape", None),
-        "Pass [b, t]",
-    )
+    fits = mask is None or np.shape(mask) == shape
+    require(fits, where, "mask must have the shape of tokens", np.shape(mask), "Pass [b, t]")
+    mask = None if mask is None else jnp.asarray(mask, bool)
     _check_lengths(where, lengths, *tokens.shape)
     v = grammar.log_emit.shape[1]
     inside = _inside(lengths, *tokens.shape)
@@ -112,8 +108,10 @@ def term_scores(
         require(not bad, where, f"words must lie in 0..{v - 1}", bad, "Map unknown words to a word of the grammar")
     scores = jnp.moveaxis(jnp.take(grammar.log_emit, jnp.where(known, tokens, 0), axis=1), 0, 2)
     if mask is not None:
-        summed = jax.nn.logsumexp(grammar.log_emit, axis=1)
-        scores = jnp.where(mask[..., None], summed[None, None], scores)
+        # A preterminal without a word must not make a gradient NaN.
+        has_word = (grammar.log_emit > -jnp.inf).any(axis=1)
+        summed = jax.nn.logsumexp(jnp.where(has_word[:, None], grammar.log_emit, 0), axis=1)
+        scores = jnp.where(mask[..., None], jnp.where(has_word, summed, -jnp.inf)[None, None], scores)
     return jnp.where(inside[..., None], scores, -jnp.inf)
 
 
@@ -133,10 +131,11 @@ def word_scores(
       mask: Positions whose word is unknown; with word numbers only.
 
     Returns:
-      The scores; minus infinity behind the end.
+      The scores in the precision of the grammar; minus infinity behind the end.
 
     Raises:
-      UserError: As ``term_scores``, or scores of another number of preterminals.
+      UserError: As ``term_scores``, or scores of another number of preterminals, or (on concrete input) not below
+        infinity.
     """
     where, q = "inside_outside", grammar.log_emit.shape[0]
     advice = "Wrap it in jnp.asarray"
@@ -148,7 +147,14 @@ def word_scores(
     fits = words.ndim == 3 and words.shape[2] == q
     require(fits, where, f"scores of words must be [b, t, {q}]", words.shape, "Score every preterminal")
     _check_lengths(where, lengths, *words.shape[:2])
-    return jnp.where(_inside(lengths, *words.shape[:2])[..., None], words, -jnp.inf)
+    here = _inside(lengths, *words.shape[:2])[..., None]
+    if is_concrete((words, lengths)):
+        with jax.ensure_compile_time_eval():
+            fine = not bool((here & ~(words < jnp.inf)).any())
+        require(
+            fine, where, "scores must be log scores, below infinity", "NaN or infinity", "Check where they are from"
+        )
+    return jnp.where(here, words, -jnp.inf).astype(grammar.log_root.dtype)
 
 
 def inside(
@@ -385,7 +391,8 @@ def _ready(
 def _check_lengths(where: str, lengths: Array | None, b: int, t: int) -> None:
     if lengths is None:
         return
-    require(lengths.shape == (b,), where, f"lengths must be [{b}], one a sentence", lengths.shape, "Count the words")
+    shape = np.shape(lengths)
+    require(shape == (b,), where, f"lengths must be [{b}], one a sentence", shape, "Count the words")
     if is_concrete(lengths) and b > 0:
         values = np.asarray(lengths)
         low, high = int(values.min()), int(values.max())

@@ -49,6 +49,7 @@ def masked_word_posterior(
     Reference:
       Zhao et al. 2023, arXiv 2303.08117, section 3.3 (Inside-Outside is optimal for masked language modelling).
     """
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask, bool)
     found = inside_outside(grammar, tokens, lengths, mask=mask, method=method)
     # A preterminal without a word has no posterior to share out.
     has_word = (grammar.log_emit > -jnp.inf).any(axis=1, keepdims=True)

@@ -113,7 +113,7 @@ def explain(grammar: Grammar, *, batch: int, tokens: int, method: Method = "auto
       The plan.
 
     Raises:
-      UserError: The route is unknown, or does not fit the grammar.
+      UserError: The route is unknown, or does not fit the grammar; a grammar without nonterminals, or in float16.
 
     Example:
       >>> from jaxft.structure.pcfg import random_pcfg
@@ -122,6 +122,11 @@ def explain(grammar: Grammar, *, batch: int, tokens: int, method: Method = "auto
     """
     known = get_args(Method)
     require(method in known, "explain", "method must be a route", repr(method), nearest(str(method), known))
+    step = "Put one with a unary rule above the preterminals"
+    require(num_nonterminals(grammar) > 0, "explain", "a grammar must have a nonterminal", "none", step)
+    dtype = grammar.log_root.dtype
+    rule = "scores must be able to hold 1e30"
+    require(float(jnp.finfo(dtype).max) > 1e30, "explain", rule, dtype, "Use float32")
     costs = _costs(grammar, batch, tokens)
     if method == "auto":
         method, reason = _choose(grammar, costs)
