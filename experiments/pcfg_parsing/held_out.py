@@ -1,7 +1,7 @@
 """Parsing trees that the grammar was not read from: labelled F1 of the best tree and of greatest expected recall."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,16 +37,17 @@ def coverage_note(grammar: SparsePCFG, trees: Sequence[Tree], scheme: Binarizati
     """How much of the held-out trees the grammar knows, in words."""
     known = coverage(grammar, trees, scheme=scheme)
     return (
-        f"Of the {len(trees)} held-out trees the grammar knows {known.tokens:.1%} of the words, {known.rules:.1%} of the "
-        f"rules used and {known.emissions:.1%} of the words under their tag; {known.derivable:.1%} of the trees are "
-        "derivable."
+        f"Of the {len(trees)} held-out trees the grammar knows {known.tokens:.1%} of the words, {known.rules:.1%} of "
+        f"the rules used and {known.emissions:.1%} of the words under their tag; {known.derivable:.1%} of the trees "
+        "are derivable."
     )
 
 
 def _parses(grammar: SparsePCFG, gold: Sequence[Tree], scheme: BinarizationScheme) -> dict[str, list[Tree | None]]:
     """Trees by parser, in the order of ``gold``; batches of like length share compiled programs."""
     found: dict[str, list[Tree | None]] = {name: [None] * len(gold) for name in ("best tree", "expected recall")}
-    sentences = [tree.leaves() for tree in gold]
+    sentences, names = [tree.leaves() for tree in gold], grammar.names
+    assert names is not None  # a grammar of a treebank
     for rows, length in length_buckets([len(words) for words in sentences], batch_size=BATCH, multiple=10):
         padded = [*rows.tolist(), *[int(rows[-1])] * (BATCH - len(rows))]
         tokens, lengths = map(jnp.asarray, encode_sentences(grammar, [sentences[r] for r in padded], length=length))
@@ -57,14 +58,12 @@ def _parses(grammar: SparsePCFG, gold: Sequence[Tree], scheme: BinarizationSchem
         }
         for name, parses in parsed.items():
             exists = parses.valid & marginals.parsable[:, None]
-            for row, tree in zip(
-                rows, parses_to_trees(parses._replace(valid=exists), tokens, grammar.names), strict=False
-            ):
+            for row, tree in zip(rows, parses_to_trees(parses._replace(valid=exists), tokens, names), strict=False):
                 found[name][row] = None if tree is None else from_binary(tree, scheme)
     return found
 
 
-def _row(name: str, predicted: Sequence[Tree | None], gold: Sequence[Tree]) -> Mapping[str, Any]:
+def _row(name: str, predicted: Sequence[Tree | None], gold: Sequence[Tree]) -> dict[str, Any]:
     labelled = bracket_scores(predicted, gold)
     unlabelled = bracket_scores(predicted, gold, convention=UNLABELLED)
     return {

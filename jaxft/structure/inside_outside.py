@@ -94,9 +94,10 @@ def term_scores(
     shape = getattr(tokens, "shape", None)
     integers = shape is not None and len(shape) == 2 and jnp.issubdtype(tokens.dtype, jnp.integer)
     require(integers, where, "tokens must be integers [b, t]", shape, "Pad sentences to one length and stack them")
-    fits = mask is None or np.shape(mask) == shape
-    require(fits, where, "mask must have the shape of tokens", np.shape(mask), "Pass [b, t]")
-    mask = None if mask is None else jnp.asarray(mask, bool)
+    if mask is not None:
+        got = np.shape(mask)
+        require(got == shape, where, "mask must have the shape of tokens", got, "Pass [b, t]")
+        mask = jnp.asarray(mask, bool)
     _check_lengths(where, lengths, *tokens.shape)
     v = grammar.log_emit.shape[1]
     inside = _inside(lengths, *tokens.shape)
@@ -356,7 +357,8 @@ def _marginals(x: BatchInput, *, name: str, chunks: int, counts: bool) -> Margin
 @functools.partial(jax.jit, static_argnames=("name", "chunks"))
 def _log_outside(x: BatchInput, *, name: str, chunks: int) -> Array:
     passes = both_passes(x, name, chunks)
-    known = (passes.sensitivity > 0) & (passes.scale > NEVER / 2)[..., None]
+    made = (passes.scale > NEVER / 2) & (passes.p > 0).any(axis=3)
+    known = (passes.sensitivity > 0) & made[..., None]
     level = passes.log_z[:, None, None] - passes.scale
     log_beta = jnp.where(known, jnp.log(jnp.where(known, passes.sensitivity, 1)) + level[..., None], -jnp.inf)
     t = x.log_terms.shape[1]

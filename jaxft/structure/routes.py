@@ -1,7 +1,9 @@
 """The ways to run inside and outside over a grammar, and which of them to take.
 
-All give the same numbers. ``scaled`` multiplies matrices of scaled probabilities, ``log`` adds in log space and so
-bears any range, ``sparse`` goes rule by rule, ``low_rank`` works in the components of a low-rank grammar.
+All give the same numbers, as long as the probabilities of the symbols of a span are in the range of the floats (in
+float32 within a factor of 1e-38 of the largest): what is less probable is 0, save in ``log``. ``scaled`` multiplies
+matrices of scaled probabilities, ``log`` adds in log space and so bears any range, ``sparse`` goes rule by rule,
+``low_rank`` works in the components of a low-rank grammar.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +24,8 @@ Method = Literal["auto", "scaled", "log", "sparse", "low_rank"]
 
 DENSE_BYTES = 2 * 2**30
 """Rules as one tensor may take so much."""
+TRACED_BYTES = 64 * 2**20
+"""Up to this size a sparse grammar whose lists are traced is made dense."""
 GATHER_COST = 40.0
 """Operations of a matrix product in the time of one operation of the sparse route, on a CPU."""
 
@@ -144,7 +148,12 @@ def _choose(grammar: Grammar, costs: Mapping[str, tuple[float, float]]) -> tuple
     if _dense_bytes(grammar) > DENSE_BYTES:
         return "sparse", f"its rules as a tensor would take {_dense_bytes(grammar) / 2**30:.1f} GiB"
     if not is_concrete((grammar.lhs, grammar.left, grammar.right)):
-        return "scaled", "its lists of rules are traced"
+        size, advice = _dense_bytes(grammar), "Close over the grammar instead of passing it to jit, or call without jit"
+        rule = "the lists of rules of a large grammar must be concrete"
+        require(
+            size <= TRACED_BYTES, "inside_outside", rule, f"traced ones, {size / 2**20:.0f} MiB as a tensor", advice
+        )
+        return "scaled", "its lists of rules are traced, and it is small"
     ratio = costs["sparse"][0] * GATHER_COST / costs["scaled"][0]
     if ratio < 1:
         return "sparse", f"few of the possible rules exist: {ratio:.2g} of the time of matrix products"

@@ -50,6 +50,10 @@ SENTENCES = {
     "negative length": (lambda: inside_outside(G, WORDS, jnp.array([-1, 2])), r"got -1\.\.2"),
     "length of scores": (lambda: inside_outside(G, jnp.zeros((2, 3, 2)), jnp.array([4, 2])), r"got 2\.\.4. Pad more"),
     "lengths of other sentences": (lambda: inside_outside(G, WORDS, jnp.array([3])), r"must be \[2\], one a sentence"),
+    "scores that are no numbers": (
+        lambda: log_partition(G, jnp.full((2, 3, 2), jnp.nan)),
+        "below infinity, got NaN or infinity",
+    ),
     "no sentence": (lambda: inside_outside(G, WORDS[:0], LENGTHS[:0]), r"got \(0, 3\)"),
     "no room for words": (lambda: inside_outside(G, WORDS[:, :0]), r"got \(2, 0\)"),
     "mask of another shape": (
@@ -64,6 +68,14 @@ SENTENCES = {
 
 ROUTES = {
     "unknown method": (lambda: inside_outside(G, WORDS, method="sparce"), "got 'sparce'. Did you mean sparse?"),  # pyright: ignore[reportArgumentType]
+    "half precision": (
+        lambda: log_partition(jax.tree.map(lambda x: x.astype(jnp.float16), G), WORDS),
+        "got float16. Use float32",
+    ),
+    "no nonterminal": (
+        lambda: log_partition(PCFG(jnp.zeros(1), jnp.zeros((0, 1, 1)), jnp.zeros((1, 1))), jnp.zeros((1, 1), int)),
+        "must have a nonterminal, got none. Put one with a unary rule",
+    ),
     "low rank of a dense grammar": (
         lambda: inside_outside(G, WORDS, method="low_rank"),
         "needs a LowRankPCFG, got PCFG",

@@ -1,46 +1,73 @@
-"""Command line: ``python -m tests.benchmarks kernels [--quick]``."""
+"""Command line: ``python -m tests.benchmarks kernels|structure [--quick] [--only ROW]``."""
 
 import argparse
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
-from tests.benchmarks import kernels
+from tests.benchmarks import kernels, structure
 
 RESULTS = Path(__file__).with_name("results.md")
-COMMAND = "python -m tests.benchmarks kernels"
-NOTES = (
-    "Medians of up to 3 runs in one process, routes in turn, after a first call; the peak is what a first call adds to "
-    "a fresh process, compilation included; the error is against our kernel in float64. The share of the matmul rate "
-    "counts the work of the contraction route, whatever a route really does. The second recipe of torch.func, which "
-    "takes every pair of examples by itself, is measured on few examples alone."
-)
-PACKAGES = ("jax", "flax", "numpy", "torch")
+COMMAND = "python -m tests.benchmarks"
+TITLES = {"kernels": "Empirical NTK", "structure": "Structured inference"}
+NOTES = {
+    "kernels": (
+        "Medians of up to 3 runs in one process, routes in turn, after a first call; the peak is what a first call "
+        "adds to a fresh process, compilation included; the error is against our kernel in float64. The share of the "
+        "matmul rate counts the work of the contraction route, whatever a route really does. The second recipe of "
+        "torch.func, which takes every pair of examples by itself, is measured on few examples alone."
+    ),
+    "structure": structure.NOTES,
+}
+PACKAGES = {
+    "kernels": ("jax", "flax", "numpy", "torch"),
+    "structure": ("jax", "numpy", "torch", "torch_struct", "nltk"),
+}
 
 
-def environment() -> str:
+def environment(packages: tuple[str, ...]) -> str:
     """Versions and processors."""
-    found = [name for name in PACKAGES if importlib.util.find_spec(name)]
+    found = [name for name in packages if importlib.util.find_spec(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
     return f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
 
 
+def replace_section(text: str, title: str, section: str) -> str:
+    """The text with the section of a title, from its heading to the next of the same level, replaced or appended."""
+    sections = [part.strip() for part in re.split(r"^(?=# )", text, flags=re.MULTILINE) if part.strip()]
+    places = [i for i, part in enumerate(sections) if part.splitlines()[0] == f"# {title}"]
+    for i in places:
+        sections[i] = section.strip()
+    return "\n\n".join(sections if places else [*sections, section.strip()]) + "\n"
+
+
 def main() -> int:
-    """Prints the table; a full run with torch writes it to results.md."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Speed and error, side by side.")
-    parser.add_argument("what", choices=["kernels"])
+    """Prints the tables; a full run with all peers writes them to results.md, beside those of other benchmarks."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Speed and error, side by side.")
+    parser.add_argument("what", choices=list(TITLES))
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is written")
+    parser.add_argument("--only", choices=structure.ROWS, help="one row of structure; nothing is written")
     options = parser.parse_args()
-    tables = kernels.measure(quick=options.quick)
-    text = f"# Empirical NTK\n\n`{COMMAND}`\n\n{environment()} {NOTES}\n\n{tables.strip()}\n"
-    print(text)
-    if options.quick or importlib.util.find_spec("torch") is None:
-        print(f"{RESULTS.name} is left as it was: it takes a full run with torch installed.", file=sys.stderr)
+    if options.what == "kernels":
+        if options.only:
+            parser.error("--only goes with structure")
+        tables = kernels.measure(quick=options.quick)
     else:
-        RESULTS.write_text(text)
+        tables = structure.measure(quick=options.quick, only=options.only)
+    packages = PACKAGES[options.what]
+    head = f"`{COMMAND} {options.what}`\n\n{environment(packages)} {NOTES[options.what]}"
+    text = f"# {TITLES[options.what]}\n\n{head}\n\n{tables.strip()}\n"
+    print(text)
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if options.quick or options.only or missing:
+        why = "it takes a full run" + (f" with {', '.join(missing)} installed" if missing else "")
+        print(f"{RESULTS.name} is left as it was: {why}.", file=sys.stderr)
+    else:
+        RESULTS.write_text(replace_section(RESULTS.read_text(), TITLES[options.what], text))
     return 0
 
 

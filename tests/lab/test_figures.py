@@ -10,9 +10,11 @@ import pytest
 from matplotlib.colors import to_hex
 
 from jaxft.lab import draw_agreement, draw_drift, draw_dynamics, save_figure
-from jaxft.lab.figures import CONTROL
+from jaxft.lab.figures import CONTROL, PALETTE, draw_scatter, draw_trees
+from jaxft.structure.trees import parse_tree
 
 STEPS = np.arange(5)
+TREE = parse_tree("(S (N dogs) (VP (V chase) (N cats)))")
 
 
 def draw_all(folder):
@@ -23,6 +25,8 @@ def draw_all(folder):
             [("SGD", STEPS, np.outer([1.0, 2.0, 6.0], STEPS + 1))], quantity="drift (fraction)", log=True
         ),
         "agreement": draw_agreement([0.5, 0.9, 0.6], [0.6, 0.8, 0.5], ["a", "b", "a"], ["sgd", "sgd", "control"]),
+        "scatter": draw_scatter([("a", STEPS, STEPS), ("b", STEPS, STEPS / 2)], quantities=("x", "y"), control=["b"]),
+        "trees": draw_trees([("gold", TREE), ("found", TREE)], marked=[set(), {(1, 3)}]),
     }
     for name, drawing in drawings.items():
         save_figure(*drawing, folder, name)
@@ -47,7 +51,7 @@ def test_files_are_the_same_bytes_in_this_process_and_another(tmp_path, drawn):
     command = [sys.executable, "-c", code, str(tmp_path / "three"), str(Path(__file__).parent)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"})
     first = contents(drawn[0])
-    assert len(first) == 9
+    assert len(first) == 15
     assert first == contents(tmp_path / "two") == contents(tmp_path / "three")
 
 
@@ -114,3 +118,38 @@ def test_agreement_draws_the_diagonal_and_equal_axes(drawn):
     np.testing.assert_allclose(np.asarray(diagonal.get_xdata()), np.asarray(diagonal.get_ydata()))
     assert axes.get_aspect() == 1
     assert [to_hex(line.get_color()) == CONTROL.lower() for line in axes.get_lines()[1:4]] == [False, False, True]
+
+
+def test_levels_are_lines_without_a_step(drawn):
+    drawing = draw_drift([("a", STEPS, STEPS[None])], quantity="loss", levels={"Bayes": 0.5, "chance": 3.0})
+    assert drawing.table["label"][-2:] == ["Bayes", "chance"]
+    assert drawing.table["mean"][-2:] == [0.5, 3.0]
+    assert drawing.table["step"][-2:] == [None, None]
+    levels = [line for line in drawing.figure.axes[0].get_lines() if line.get_label() in ("Bayes", "chance")]
+    assert [set(np.asarray(line.get_ydata()).tolist()) for line in levels] == [{0.5}, {3.0}]
+    assert [line.get_linestyle() for line in levels] == ["-", "--"]
+
+
+def test_whole_abscissa_has_whole_ticks():
+    axes = draw_drift([("a", [0, 1, 2], [[0.0, 1.0, 2.0]])], quantity="q", abscissa="layer", whole=True).figure.axes[0]
+    assert axes.get_xlabel() == "layer"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_scatter_has_a_panel_a_group_on_one_scale(drawn):
+    panels = drawn[1]["scatter"].figure.axes
+    assert [axes.get_title() for axes in panels] == ["a", "b"]
+    assert panels[0].get_xlim() == panels[1].get_xlim()
+    assert [to_hex(axes.get_lines()[1].get_color()) for axes in panels] == [PALETTE[0].lower(), CONTROL.lower()]
+    assert drawn[1]["scatter"].table["y"] == [*STEPS.tolist(), *(STEPS / 2).tolist()]
+
+
+def test_tree_is_drawn_with_every_constituent_and_marks_in_colour(drawn):
+    table = drawn[1]["trees"].table
+    assert table["label"][:5] == ["S", "N", "VP", "V", "N"]
+    assert list(zip(table["start"], table["end"], strict=True))[:5] == [(0, 3), (0, 1), (1, 3), (1, 2), (2, 3)]
+    gold, found = drawn[1]["trees"].figure.axes
+    colours = [{text.get_text(): to_hex(text.get_color()) for text in axes.texts} for axes in (gold, found)]
+    assert colours[1]["VP"] == PALETTE[1].lower()
+    assert colours[0]["VP"] == colours[0]["S"]
+    assert {"dogs", "chase", "cats"} <= set(colours[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxft.structure.binarize import unbinarize
+from jaxft.structure.derivations import viterbi
 from jaxft.structure.enumeration import brute_force
 from jaxft.structure.grammar_text import format_grammar, parse_grammar, read_grammar
 from jaxft.structure.inside_outside import log_partition
@@ -126,6 +127,19 @@ def test_equal_rules_add_up_and_weights_can_be_normalised():
 def test_the_start_symbol_may_be_a_preterminal():
     grammar = parse_grammar("%start A\nA -> 'a'\nS -> A A")
     assert grammar.log_root.tolist() == [-np.inf, 0]
+
+
+@pytest.mark.parametrize("text", ["S -> 'a' [0.25] | 'b' [0.75]", "S -> 'a' [0.25] | T [0.75]\nT -> 'b' [1]"])
+def test_a_grammar_of_single_words_has_sentences_of_one_word(text):
+    grammar = parse_grammar(text)
+    words, lengths = jnp.array([[0, 0], [1, 0], [1, 1]]), jnp.array([1, 1, 2])
+    expected = [0.25, 0.75, 0.0]
+    for method in ("scaled", "log", "sparse"):
+        log_z = log_partition(grammar, words, lengths, method=method)
+        np.testing.assert_allclose(np.exp(log_z), expected, rtol=1e-6)
+    best = viterbi(grammar, words, lengths)
+    np.testing.assert_allclose(np.exp(best.score), expected, rtol=1e-6)
+    assert best.valid.sum(axis=1).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("names", [True, False])

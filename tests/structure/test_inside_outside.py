@@ -154,6 +154,18 @@ def low_rank(rank: int = 3) -> LowRankPCFG:
     return LowRankPCFG(*arrays)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_preterminal_without_words_has_a_gradient_of_zero_under_a_mask():
+    grammar, words = make_grammar(), jnp.asarray(WORDS)
+    silent = grammar._replace(log_emit=grammar.log_emit.at[2].set(-jnp.inf))
+    mask, lengths = jnp.zeros(words.shape, bool).at[:, 0].set(True), jnp.asarray(LENGTHS)
+    parsable = log_partition(silent, words, lengths, mask=mask) > -jnp.inf
+    assert parsable.any()
+    gradient = jax.grad(lambda g: log_partition(g, words, lengths, mask=mask).sum())(silent)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert float(gradient.log_emit.sum()) == pytest.approx(float(LENGTHS[parsable].sum()), rel=1e-5)
+    assert not gradient.log_emit[2].any()
+
+
 def test_low_rank_route_equals_enumeration_and_the_dense_route(x64):
     grammar, lengths = low_rank(), np.array([6, 3, 1])
     found = solve(grammar, lengths=lengths, method="low_rank")
@@ -163,6 +175,10 @@ def test_low_rank_route_equals_enumeration_and_the_dense_route(x64):
     expected = brute_force(grammar, WORDS[1, :3])
     assert float(found.log_z[1]) == pytest.approx(expected.log_z, rel=1e-10)
     assert_close(found.span[1, :3, :4], expected.spans())
+    words = jnp.asarray(WORDS)
+    scores = [outside(g, words, jnp.asarray(lengths)) for g in (grammar, to_dense(grammar))]
+    # Without unary rules no nonterminal is one word.
+    np.testing.assert_array_equal(*(np.isfinite(x) for x in scores))
     # Each binary rule uses a component, and that a left and a right child.
     for name in ("log_head", "log_left", "log_right"):
         assert float(getattr(found.counts, name).sum()) == pytest.approx(5 + 2)
