@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int
 from jaxft.core.checks import UserError, message, nearest, require
 from jaxft.core.rng import stream
 from jaxft.core.types import TokenBatch
+from jaxft.structure.chart import require_lengths
 from jaxft.structure.pcfg import Grammar
 from jaxft.structure.sampling import Samples, SamplingTables, sample_sentences
 
@@ -122,12 +123,16 @@ def encode_corpus(
     Returns:
       Ids, padded, with boundaries if the layout has them.
 
+    Raises:
+      UserError: Lengths that do not fit the tokens.
+
     Example:
       >>> batch = encode_corpus(jnp.array([[5, 0, 0]]), jnp.array([2]), CorpusLayout(words=6))
       >>> batch.input_ids.tolist(), batch.attention_mask.tolist()
       ([[2, 9, 4, 3, 0]], [[1, 1, 1, 1, 0]])
     """
     b, t = tokens.shape
+    require_lengths("encode_corpus", lengths, b, t)
     position = jax.lax.broadcasted_iota(jnp.int32, (b, layout.max_tokens(t)), 1)
     ends = jnp.asarray(lengths, jnp.int32)[:, None] + layout.boundaries
     words = jnp.pad(jnp.asarray(tokens, jnp.int32) + layout.first_word_id, ((0, 0), (layout.boundaries,) * 2))

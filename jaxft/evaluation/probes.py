@@ -290,7 +290,7 @@ def _check_targets(where: str, x: Array | np.ndarray, y: np.ndarray, objective: 
     known = objective in get_args(Objective)
     require(known, where, "objective must be known", repr(objective), nearest(objective, get_args(Objective)))
     wanted = 1 if objective == "cross_entropy" else 2
-    fits = x.ndim == 3 and y.ndim == wanted and y.shape[0] == x.shape[1] > 0
+    fits = x.ndim == 3 and x.shape[2] > 0 and y.ndim == wanted and y.shape[0] == x.shape[1] > 0
     rule = f"features must be [l, n, d] and targets {'[n]' if wanted == 1 else '[n, c]'}, n the same"
     require(fits, where, rule, f"shapes {x.shape} and {y.shape}", "Keep one row an example")
     require_finite(where, x, "features")

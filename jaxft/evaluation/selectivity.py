@@ -43,6 +43,8 @@ def control_targets(
     """
     where = "control_targets"
     require(types.ndim == 2 and types.shape[1] > 0, where, "types must be [n, k]", f"shape {types.shape}", "Stack them")
+    counts = np.issubdtype(types.dtype, np.integer) and bool((types >= 0).all())
+    require(counts, where, "types must be non-negative integers", types.dtype, "Pass word numbers")
     require(len(pool) > 0, where, "the pool must not be empty", "no targets", "Pass the true targets")
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
         state = np.full(len(types), _mixed(np.uint64(seed & (2**64 - 1)) + _STEP), np.uint64)

@@ -1,8 +1,9 @@
 """The workplace of an experiment: configuration, run directory, records, report, figures, devices, interruption.
 
 ``config`` reads the command line, ``run`` makes or resumes the directory that belongs to it, ``records`` keeps its
-measurements, ``report`` and ``figures`` show them, ``devices`` starts processes and meshes, ``interrupts`` turns
-Ctrl-C into a checkpoint. What is heavy to import (tyro, rich, matplotlib) is imported where it is used.
+measurements, ``resumable`` goes on from its last checkpoint, ``report`` and ``figures`` show what came out, ``devices``
+starts processes and meshes, ``interrupts`` turns Ctrl-C into a checkpoint. What is heavy to import (tyro, rich,
+matplotlib) is imported where it is used.
 """
 
 from jaxft.lab.config import RunOptions, config_faults, config_hash, config_json, differences, parse_config
@@ -14,7 +15,15 @@ from jaxft.lab.devices import (
     setup_compilation_cache,
     start_distributed,
 )
-from jaxft.lab.figures import Drawing, draw_agreement, draw_drift, draw_dynamics, save_figure
+from jaxft.lab.figures import (
+    Drawing,
+    draw_agreement,
+    draw_drift,
+    draw_dynamics,
+    draw_scatter,
+    draw_trees,
+    save_figure,
+)
 from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.records import Records, atomic_file, jsonable, write_atomically, write_json
 from jaxft.lab.report import (
@@ -26,6 +35,7 @@ from jaxft.lab.report import (
     rich_table,
     write_csv,
 )
+from jaxft.lab.resumable import Resumable, Stopped, resume
 from jaxft.lab.run import Run, open_run
 
 __all__ = [
@@ -33,8 +43,10 @@ __all__ = [
     "Drawing",
     "Interrupts",
     "Records",
+    "Resumable",
     "Run",
     "RunOptions",
+    "Stopped",
     "atomic_file",
     "cache_dir",
     "config_faults",
@@ -44,6 +56,8 @@ __all__ = [
     "draw_agreement",
     "draw_drift",
     "draw_dynamics",
+    "draw_scatter",
+    "draw_trees",
     "finding_rows",
     "format_number",
     "is_writer",
@@ -54,6 +68,7 @@ __all__ = [
     "parse_config",
     "peak_memory_bytes",
     "progress",
+    "resume",
     "rich_table",
     "save_figure",
     "setup_compilation_cache",

@@ -1,5 +1,6 @@
 """Models, the only package that imports flax: encoders, heads, checkpoints, LoRA, an MLP, attention without softmax."""
 
+from jaxft.nn.capture import LayerOutputs, make_layer_outputs
 from jaxft.nn.lora import init_lora, make_lora_outputs, merge_lora
 from jaxft.nn.mlp import MLP, make_mlp
 from jaxft.nn.outputs import (
@@ -26,6 +27,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "FeedForward",
+    "LayerOutputs",
     "MLMHead",
     "Pretrained",
     "ReluAttention",
@@ -37,6 +39,7 @@ __all__ = [
     "load_encoder",
     "make_class_logits",
     "make_features",
+    "make_layer_outputs",
     "make_lora_outputs",
     "make_mlm_logits",
     "make_mlp",

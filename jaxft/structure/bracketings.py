@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.core.checks import require
-from jaxft.structure.chart import Recursion, by_ends, span_chart
+from jaxft.structure.chart import Recursion, by_ends, require_lengths, span_chart
 from jaxft.structure.parses import Parses
 from jaxft.structure.semirings import LOG, MAX, Element, Semiring, as_element, log_weight, zeros
 
@@ -86,14 +86,18 @@ def best_bracketing(
       The trees, with label 0 everywhere, and whether there is one that is allowed.
 
     Raises:
-      UserError: As ``bracketing_chart``.
+      UserError: The scores have another shape, or lengths do not fit them.
 
     Example:
       >>> scores = jnp.zeros((1, 3, 4)).at[0, 1, 3].set(1.0)
       >>> best_bracketing(scores)[0].spans[0].tolist()
       [[0, 3], [0, 1], [1, 3], [1, 2], [2, 3]]
     """
-    b, t, _ = scores.shape
+    where, shape = "best_bracketing", scores.shape
+    fits = scores.ndim == 3 and shape[2] == shape[1] + 1
+    require(fits, where, "scores must be [b, t, t + 1], by start and end", shape, "Give ends an axis of t + 1")
+    b, t, _ = shape
+    require_lengths(where, lengths, b, t)
     lengths = jnp.full(b, t, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
     return _best_bracketing(scores, lengths)
 

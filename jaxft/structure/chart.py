@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from jaxft.core.checks import require
+from jaxft.core.checks import is_concrete, require
 from jaxft.core.trees import tree_add
 
 Combine = Callable[[PyTree, PyTree, PyTree, Int[Array, ""]], PyTree]
@@ -212,6 +212,18 @@ def _from_columns(values: PyTree, columns: list[tuple[int, PyTree]], axis: int) 
 def width_one(recursion: Recursion, values: PyTree) -> PyTree:
     """The values of single words: leaves of a chart, or their derivatives."""
     return jax.tree.map(lambda x: jnp.take(x, 1, axis=_behind(recursion.axis, x)), values)
+
+
+def require_lengths(where: str, lengths: Any, b: int, t: int) -> None:
+    """Raises unless there is one length a sentence and, where they are concrete, all fit the padding of t words."""
+    if lengths is None:
+        return
+    shape = np.shape(lengths)
+    require(shape == (b,), where, f"lengths must be [{b}], one a sentence", shape, "Count the words")
+    if is_concrete(lengths) and b > 0:
+        values = np.asarray(lengths)
+        low, high = int(values.min()), int(values.max())
+        require(low >= 0 and high <= t, where, f"lengths must lie in 0..{t}, the padding", f"{low}..{high}", "Pad more")
 
 
 def by_ends(values: Array, *, axis: int = 1) -> Array:

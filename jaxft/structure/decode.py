@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxft.core.checks import require
 from jaxft.structure.bracketings import best_bracketing
+from jaxft.structure.chart import require_lengths
 from jaxft.structure.parses import Parses
 
 
@@ -22,7 +24,8 @@ def mbr_parse(
     $$ T^* = \operatorname{argmax}_T \sum_{(i, j) \in T} \max_A \mu(A, i, j), \qquad j - i \ge 2, $$
 
     or with $\sum_A$ for the unlabelled recall. The tree need not be one of the grammar's. Posteriors may be those of a
-    grammar, of several, or what a probe reads off a network.
+    grammar, of several, or what a probe reads off a network. A sentence without a parse gets some tree of score 0: look
+    at ``Marginals.parsable``.
 
     Args:
       span: $\mu$ at ``[b, i, j, A]``; one label will do.
@@ -34,7 +37,7 @@ def mbr_parse(
       The trees, with the expected number of correct inner nodes as score.
 
     Raises:
-      UserError: The last axis but one is not one longer than that of starts.
+      UserError: ``span`` has another shape, or lengths do not fit it.
 
     Example:
       >>> from jaxft.structure.pcfg import random_pcfg
@@ -46,6 +49,11 @@ def mbr_parse(
     Reference:
       Goodman 1996, Parsing algorithms and metrics, section 3 (labelled recall).
     """
+    rule, shape = "span must be [b, t, t + 1, s], by start and end", span.shape
+    fits = span.ndim == 4 and shape[2] == shape[1] + 1
+    require(fits, "mbr_parse", rule, shape, "Pass Marginals.span, or add an axis of one label")
+    require_lengths("mbr_parse", lengths, *shape[:2])
+    lengths = None if lengths is None else jnp.asarray(lengths, jnp.int32)
     return _mbr_parse(span, lengths, tag, labelled)
 
 

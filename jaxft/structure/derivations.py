@@ -15,7 +15,7 @@ from jaxft.structure import rule_trees, sparse
 from jaxft.structure.chart import by_ends, default_chunks, span_chart
 from jaxft.structure.inside_outside import Words, inside, word_scores
 from jaxft.structure.parses import Parses
-from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, num_nonterminals, to_dense, to_sparse
+from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, merge_rules, num_nonterminals, to_dense, to_sparse
 from jaxft.structure.routes import explain
 from jaxft.structure.semirings import FLOOR, LOG, MAX, Semiring, as_element
 
@@ -138,7 +138,7 @@ def _ready(
     log_terms = word_scores(grammar, words, lengths, mask=mask)
     b, t = log_terms.shape[:2]
     method = explain(grammar, batch=b, tokens=t).method
-    grammar = to_sparse(grammar) if method == "sparse" else to_dense(grammar)
+    grammar = merge_rules(to_sparse(grammar)) if method == "sparse" else to_dense(grammar)
     return grammar, log_terms, jnp.full(b, t, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.core.checks import is_concrete, require
 from jaxft.structure.inside_outside import Words, log_partition
-from jaxft.structure.pcfg import Grammar, LowRankPCFG, SparsePCFG, num_nonterminals, to_dense
+from jaxft.structure.pcfg import Grammar, LowRankPCFG, SparsePCFG, merge_rules, num_nonterminals, to_dense
 from jaxft.structure.routes import DENSE_BYTES, Method
 
 
@@ -56,7 +56,7 @@ def tree_entropy(
       >>> round(float(jnp.exp(tree_entropy(grammar, jnp.zeros((1, 4), int)))[0]), 4)  # five bracketings, all alike
       5.0
     """
-    grammar = to_dense(grammar) if isinstance(grammar, LowRankPCFG) else grammar
+    grammar = _plain(grammar)
     scores = _scores(grammar, words)
     log_z, (expected,) = _expectations(grammar, words, lengths, mask, method, [_finite(scores)])
     return jnp.where(log_z > -jnp.inf, log_z - expected, 0)
@@ -136,6 +136,15 @@ def tree_kl(
     return _where_possible(log_z, forbidden, expected - log_z + other)
 
 
+def _plain(grammar: Grammar) -> Grammar:
+    """A grammar in which a rule is one choice: no components, and no rule listed twice."""
+    if isinstance(grammar, LowRankPCFG):
+        return to_dense(grammar)
+    if isinstance(grammar, SparsePCFG) and is_concrete((grammar.lhs, grammar.left, grammar.right)):
+        return merge_rules(grammar)
+    return grammar
+
+
 _Scores = dict[str, Array]
 """The scores that a tree sums: those of the grammar by name, and of the words where they are not numbers."""
 
@@ -183,6 +192,7 @@ def _aligned(where: str, p: Grammar, q: Grammar) -> tuple[Grammar, Grammar]:
     shapes = [(g.log_root.shape[0], *g.log_emit.shape) for g in (p, q)]
     rule = "both grammars must have the same numbers of symbols, preterminals and words"
     require(shapes[0] == shapes[1], where, rule, shapes, "Read both off one set of symbols")
+    p, q = _plain(p), _plain(q)
     if not _same_list(p, q):
         rule = f"grammars with other lists of rules must fit {DENSE_BYTES / 2**30:.0f} GiB as tensors"
         size = num_nonterminals(p) * p.log_root.shape[0] ** 2 * p.log_root.dtype.itemsize

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.core.checks import is_concrete, require
-from jaxft.structure.chart import by_ends, default_chunks, span_chart
+from jaxft.structure.chart import by_ends, default_chunks, require_lengths, span_chart
 from jaxft.structure.dense import NEVER
 from jaxft.structure.passes import BatchInput, both_passes, log_partition_of_chart, roots_of_batch
 from jaxft.structure.pcfg import Grammar, SparsePCFG
@@ -57,7 +57,8 @@ class Marginals(NamedTuple):
     root: Float[Array, "b a"]
     """Of each symbol at the root."""
     parsable: Bool[Array, "b"]
-    """Whether the sentence has a parse."""
+    """Whether the sentence has a parse of a probability within range: a nonterminal or preterminal that is less likely
+    than 1e-38 of the best one over its span (1e-308 in float64) counts as impossible but in the route ``log``."""
     counts: Grammar | None = None
     """Expected number of uses of every rule, emission and root, summed over the batch: in the arrays of a grammar."""
 
@@ -98,7 +99,7 @@ def term_scores(
         got = np.shape(mask)
         require(got == shape, where, "mask must have the shape of tokens", got, "Pass [b, t]")
         mask = jnp.asarray(mask, bool)
-    _check_lengths(where, lengths, *tokens.shape)
+    require_lengths(where, lengths, *tokens.shape)
     v = grammar.log_emit.shape[1]
     inside = _inside(lengths, *tokens.shape)
     known = inside if mask is None else inside & ~mask
@@ -147,7 +148,7 @@ def word_scores(
     require(mask is None, where, "a mask goes with word numbers", "scores of preterminals", advice)
     fits = words.ndim == 3 and words.shape[2] == q
     require(fits, where, f"scores of words must be [b, t, {q}]", words.shape, "Score every preterminal")
-    _check_lengths(where, lengths, *words.shape[:2])
+    require_lengths(where, lengths, *words.shape[:2])
     here = _inside(lengths, *words.shape[:2])[..., None]
     if is_concrete((words, lengths)):
         with jax.ensure_compile_time_eval():
@@ -204,8 +205,9 @@ def log_partition(
 ) -> Float[Array, "b"]:
     r"""Log probability of each sentence, $\log Z$, in nats.
 
-    Differentiable: the gradient by the log scores of a grammar are the expected counts of its rules, that by
-    ``words`` as scores the posterior of the preterminals. It runs the outside pass and keeps O(t²) values.
+    Differentiable in reverse mode, twice too: the gradient by the log scores of a grammar are the expected counts of
+    its rules, that by ``words`` as scores the posterior of the preterminals. It runs the outside pass and keeps O(t²)
+    values.
 
     Args:
       grammar: The grammar.
@@ -388,17 +390,6 @@ def _ready(
     require(chunks is None or chunks >= 1, where, "chunks must be positive", chunks, "Pass 1 or more")
     chunks = default_chunks(t) if chunks is None else chunks
     return BatchInput(grammar, groups, log_terms, lengths), {"name": plan.method, "chunks": chunks}
-
-
-def _check_lengths(where: str, lengths: Array | None, b: int, t: int) -> None:
-    if lengths is None:
-        return
-    shape = np.shape(lengths)
-    require(shape == (b,), where, f"lengths must be [{b}], one a sentence", shape, "Count the words")
-    if is_concrete(lengths) and b > 0:
-        values = np.asarray(lengths)
-        low, high = int(values.min()), int(values.max())
-        require(low >= 0 and high <= t, where, f"lengths must lie in 0..{t}, the padding", f"{low}..{high}", "Pad more")
 
 
 def _inside(lengths: Array | None, b: int, t: int) -> Bool[Array, "b t"]:

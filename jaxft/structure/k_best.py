@@ -19,7 +19,7 @@ from jaxft.core.checks import is_concrete, require
 from jaxft.structure.derivations import best_scores
 from jaxft.structure.inside_outside import Words, word_scores
 from jaxft.structure.parses import Parses
-from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, num_nonterminals, to_dense
+from jaxft.structure.pcfg import PCFG, Grammar, SparsePCFG, merge_rules, num_nonterminals, to_dense
 
 Vertex = tuple[int, int, int]
 """(symbol, i, j); above the root stands (-1, 0, n), whose only child is a symbol over the whole sentence."""
@@ -55,7 +55,7 @@ def k_best(grammar: Grammar, words: Words, lengths: Int[Array, "b"] | None = Non
     require(k >= 1, where, "k must be positive", k, "Pass 1 or more")
     traced = "traced arrays"
     require(is_concrete((grammar, words, lengths)), where, "input must be concrete", traced, "Call it outside jit")
-    grammar = grammar if isinstance(grammar, SparsePCFG) else to_dense(grammar)
+    grammar = merge_rules(grammar) if isinstance(grammar, SparsePCFG) else to_dense(grammar)
     advice = "Collapse chains into labels, or take the single best tree with viterbi"
     require(grammar.log_unary is None, where, "the grammar must have no unary rules", "some", advice)
     log_terms = word_scores(grammar, words, lengths)

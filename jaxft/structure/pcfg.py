@@ -201,6 +201,31 @@ def _log(mass: Array) -> Array:
     return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)), -jnp.inf)
 
 
+def merge_rules(grammar: SparsePCFG) -> SparsePCFG:
+    """The same grammar with each rule listed once: one that was listed twice has the sum of the masses.
+
+    Sums over trees do not mind a rule that is listed twice, single trees do.
+
+    Args:
+      grammar: A grammar with concrete lists.
+
+    Returns:
+      The grammar; the very same where no rule is listed twice.
+
+    Raises:
+      UserError: The lists are traced.
+    """
+    lists = grammar.lhs, grammar.left, grammar.right
+    advice = "Close over the grammar, or call without jit"
+    require(is_concrete(lists), "merge_rules", "lists of rules must be concrete", "traced ones", advice)
+    rows, which = np.unique(np.stack([np.asarray(x) for x in lists], axis=1), axis=0, return_inverse=True)
+    if len(rows) == grammar.lhs.shape[0]:
+        return grammar
+    lhs, left, right = (jnp.asarray(column, jnp.int32) for column in rows.T)
+    mass = jax.ops.segment_sum(jnp.exp(grammar.log_rule), jnp.asarray(which.reshape(-1)), num_segments=len(rows))
+    return grammar._replace(lhs=lhs, left=left, right=right, log_rule=_log(mass))
+
+
 def to_sparse(grammar: Grammar) -> SparsePCFG:
     """The same grammar as a list of the rules of positive probability, ordered by parent, left and right child.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import UserError, is_concrete, message, require
-from jaxft.structure.chart import Recursion, span_chart
+from jaxft.structure.chart import Recursion, require_lengths, span_chart
 from jaxft.structure.dense import NEVER, normalized, scaled_words
 from jaxft.structure.lengths import is_consistent, spectral_radius
 from jaxft.structure.pcfg import PCFG, Grammar, to_dense
@@ -134,10 +134,10 @@ def _checked(where: str, grammar: Grammar, tokens, lengths) -> tuple[PCFG, Int[A
     )
     rule = f"the rule tensor may have {MAX_RULES} entries"
     require(s * a * a <= MAX_RULES, where, rule, s * a * a, "Use a smaller grammar")
+    tokens = jnp.asarray(tokens)
     fits = tokens.ndim == 2 and tokens.shape[1] >= 1
     require(fits, where, "tokens must be (b, t) with t >= 1", tokens.shape, "Add the axis of sentences")
-    fits = lengths is None or lengths.shape == tokens.shape[:1]
-    require(fits, where, "lengths must be (b,)", getattr(lengths, "shape", None), "Pass a length a sentence")
+    require_lengths(where, lengths, *tokens.shape)
     tokens = jnp.asarray(tokens, jnp.int32)
     lengths = jnp.full(len(tokens), tokens.shape[1], jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
     there = _positions(tokens.shape[1]) < lengths[:, None]

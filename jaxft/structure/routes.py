@@ -183,10 +183,8 @@ def _costs(grammar: Grammar, b: int, t: int) -> dict[str, tuple[float, float]]:
     words = 4 * n * n * q * t + 2 * n * q * q * t
     inside = b * (n * n * t**3 / 3 + n**3 * t * t + words)
     table = _dense_bytes(grammar) + 2 * b * t * n * n * size
-    costs = {
-        "scaled": (inside, chart + table),
-        "log": (b * (n * n * t**3 / 3 + n**3 * t * t) + b * words, chart + table),
-    }
+    terms = b * t * t / 4 * n * n * size  # in log space the sum over splits holds its terms
+    costs = {"scaled": (inside, chart + table), "log": (inside, chart + table + terms)}
     if isinstance(grammar, SparsePCFG):
         rules = grammar.lhs.shape[0]
         pairs = min(rules, n * n)

@@ -283,7 +283,8 @@ def sample_sentences(
         if greatest is None:
             given = lengths is not None and is_concrete(lengths)
             require(given, where, "lengths or max_length must be given", "neither", "Pass max_length")
-            greatest = max(1, int(np.max(np.asarray(lengths))))
+            low, greatest = int(np.min(np.asarray(lengths))), int(np.max(np.asarray(lengths)))
+            require(low >= 1, where, "lengths must be positive", low, "Ask for 1 word or more")
         grammar = sampling_tables(grammar, greatest)
     rule = "max_length must be that of the tables"
     require(max_length in (None, grammar.max_length), where, rule, max_length, f"Leave it out: {grammar.max_length}")

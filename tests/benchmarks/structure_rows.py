@@ -206,7 +206,7 @@ def _treebank(quick: bool) -> Row:
         jobs = []
         for row in np.asarray(tokens[:few]).tolist():
             words = [names[i] for i in row]
-            jobs.append((ViterbiParser(peers.nltk_grammar(grammar, words), max_time=None), words))
+            jobs.append((ViterbiParser(peers.nltk_grammar(grammar, words), max_time=float("inf")), words))
         return lambda: [next(iter(parser.parse(words))).logprob() * np.log(2) for parser, words in jobs]
 
     def differs(scores) -> float:

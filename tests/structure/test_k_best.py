@@ -5,10 +5,11 @@ import pytest
 
 from jaxft.structure.derivations import viterbi
 from jaxft.structure.enumeration import brute_force
+from jaxft.structure.information import tree_entropy
 from jaxft.structure.inside_outside import term_scores
 from jaxft.structure.k_best import k_best
 from jaxft.structure.parses import parse_spans
-from jaxft.structure.pcfg import PCFG, to_sparse
+from jaxft.structure.pcfg import PCFG, random_pcfg, to_sparse
 from jaxft.structure.rule_trees import rule_trees
 from jaxft.structure.semirings import as_element, k_best_semiring, log_weight
 
@@ -87,3 +88,14 @@ def test_all_trees_together_are_the_sentence(x64):
     expected = brute_force(make_grammar(), WORDS[1, :3])
     found = k_best_trees(make_grammar(), len(expected.derivations) + 3)[1]
     assert np.logaddexp.reduce(np.asarray(found.score)) == pytest.approx(expected.log_z)
+
+
+def test_a_rule_listed_twice_is_one_rule():
+    grammar = to_sparse(random_pcfg(jax.random.key(1), 3, 4, 6, rules_per_nonterminal=20))
+    lists = {name: jnp.concatenate([getattr(grammar, name)] * 2) for name in ("lhs", "left", "right")}
+    half = grammar.log_rule - jnp.log(jnp.float32(2))
+    twice = grammar._replace(**lists, log_rule=jnp.concatenate([half, half]))
+    words = jnp.array([[0, 1, 2, 3, 4]])
+    (once,), (merged,) = (k_best(g, words, k=3) for g in (grammar, twice))
+    np.testing.assert_allclose(merged.score, once.score, rtol=1e-5)
+    np.testing.assert_allclose(tree_entropy(twice, words), tree_entropy(grammar, words), rtol=1e-4)

@@ -92,7 +92,9 @@ def equals_program(seed: int, *, removed: bool = False, **options: Any) -> Evide
     exact = inside_outside(model.grammar, case.tokens, case.lengths, mask=case.mask)
     setting = SETTING | {"layers": model.config.layers, "heads": max(model.config.heads[1:])}
     measured = _flat(read_marginals(model, states.hidden[-1], batch))
-    return Evidence(np.nan_to_num(measured, neginf=-1e3), _flat(exact), setting=setting | {"width": model.config.width})
+    return Evidence(
+        np.nan_to_num(measured, nan=np.nan, neginf=-1e3), _flat(exact), setting=setting | {"width": model.config.width}
+    )
 
 
 def depth_is_width(seed: int, *, fewer: int = 0) -> Evidence:
