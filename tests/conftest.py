@@ -4,6 +4,7 @@ Two folders run in processes of their own, started by ``test_groups.py``: ``shar
 ``bad_input`` (no run-time type checks: those tests see what a user sees).
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,6 +29,7 @@ os.environ.setdefault("JAXFT_CACHE", str(CACHE))
 
 # The benchmarks import peers that need not be installed.
 collect_ignore = ["benchmarks", *(name for name in OWN_PROCESS if name != GROUP)]
+MOST_MAPPINGS = 20_000
 STRICT = tuple(str(HERE / name) for name in ("core", "structure", "kernels", "theory"))
 
 
@@ -39,6 +41,16 @@ def strict_promotion(request):
             yield
     else:
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_forgotten():
+    """Drops compiled programs before their mappings reach the limit of a process (65530), where XLA crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
