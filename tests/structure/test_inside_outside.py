@@ -176,9 +176,9 @@ def test_low_rank_route_equals_enumeration_and_the_dense_route(x64):
     assert float(found.log_z[1]) == pytest.approx(expected.log_z, rel=1e-10)
     assert_close(found.span[1, :3, :4], expected.spans())
     words = jnp.asarray(WORDS)
-    low_rank, full = (outside(g, words, jnp.asarray(lengths)) for g in (grammar, to_dense(grammar)))
+    factored, full = (outside(g, words, jnp.asarray(lengths)) for g in (grammar, to_dense(grammar)))
     # Without unary rules no nonterminal is one word.
-    np.testing.assert_array_equal(np.isfinite(low_rank), np.isfinite(full))
+    np.testing.assert_array_equal(np.isfinite(factored), np.isfinite(full))
     # Each binary rule uses a component, and that a left and a right child.
     for name in ("log_head", "log_left", "log_right"):
         assert float(getattr(found.counts, name).sum()) == pytest.approx(5 + 2)
