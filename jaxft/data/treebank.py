@@ -146,7 +146,9 @@ def treebank_grammar(
     require(unknown in known, where, f"unknown must be one of {known}", unknown, "Choose one")
     scheme = scheme or BinarizationScheme()
     counts = _Counts()
-    for tree in trees:
+    for number, tree in enumerate(trees):
+        advice = "Leave out what clean_tree emptied"
+        require(tree is not None, where, f"tree {number} must be a tree", "None", advice)
         _count(to_binary(tree, scheme), counts)
     require(bool(counts.roots), where, "a grammar must be read off trees", "none", "Pass one or more")
     words = Counter()
@@ -251,7 +253,8 @@ def encode_words(grammar: SparsePCFG, words: Sequence[str]) -> Int[np.ndarray, "
       >>> [grammar.names.words[i] for i in encode_words(grammar, ["we", "drink", "tea"])]
       ['we', '<unk>', 'tea']
     """
-    names = _names("encode_words", grammar)
+    names, advice = _names("encode_words", grammar), "Pass a list of words, as of sentence.split()"
+    require(not isinstance(words, str), "encode_words", "a sentence is a list of words", "one string", advice)
     numbers = [_word_number(names, word) for word in words]
     unknown = sorted({word for word, i in zip(words, numbers, strict=True) if i is None})
     rule, step = "words must be in the lexicon", "Read the grammar with unknown words, or leave the sentence out"

@@ -57,7 +57,7 @@ from jaxft.structure.lengths import (
     spectral_radius,
 )
 from jaxft.structure.masked_words import bayes_loss, excess_loss, masked_word_posterior
-from jaxft.structure.parse_metrics import BracketConvention, BracketScores, bracket_scores
+from jaxft.structure.parse_metrics import EVALB, INDUCTION, BracketConvention, BracketScores, bracket_scores
 from jaxft.structure.parses import Parses, parse_mask, parse_spans, parses_to_trees
 from jaxft.structure.pcfg import (
     PCFG,
@@ -70,7 +70,7 @@ from jaxft.structure.pcfg import (
     to_sparse,
 )
 from jaxft.structure.prefix import next_word_log_probs, prefix_log_probability
-from jaxft.structure.routes import explain
+from jaxft.structure.routes import Plan, explain
 from jaxft.structure.sampling import Samples, SamplingTables, sample_sentences, sampling_tables
 from jaxft.structure.semirings import COUNTING, EXPECTATION, LOG, MAX, Semiring, k_best_semiring
 from jaxft.structure.tree_distances import (
@@ -80,12 +80,14 @@ from jaxft.structure.tree_distances import (
     tree_distances,
     tree_from_distances,
 )
-from jaxft.structure.trees import Tree, draw_tree, parse_tree, parse_trees, tree_from_spans, tree_spans
+from jaxft.structure.trees import Span, Tree, draw_tree, parse_tree, parse_trees, tree_from_spans, tree_spans
 from jaxft.structure.validate import grammar_faults, prune, require_valid
 
 __all__ = [
     "COUNTING",
+    "EVALB",
     "EXPECTATION",
+    "INDUCTION",
     "LOG",
     "MAX",
     "PCFG",
@@ -99,10 +101,12 @@ __all__ = [
     "LowRankPCFG",
     "Marginals",
     "Parses",
+    "Plan",
     "Recursion",
     "Samples",
     "SamplingTables",
     "Semiring",
+    "Span",
     "SparsePCFG",
     "SymbolNames",
     "Tree",

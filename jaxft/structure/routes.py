@@ -156,8 +156,11 @@ def _choose(grammar: Grammar, costs: Mapping[str, tuple[float, float]]) -> tuple
         return "scaled", "its lists of rules are traced, and it is small"
     ratio = costs["sparse"][0] * GATHER_COST / costs["scaled"][0]
     if ratio < 1:
-        return "sparse", f"few of the possible rules exist: {ratio:.2g} of the time of matrix products"
-    return "scaled", f"many of the possible rules exist: rule by rule would take {ratio:.2g} times as long"
+        return "sparse", f"rule by rule takes {ratio:.2g} of the time of matrix products over all possible rules"
+    return (
+        "scaled",
+        f"rule by rule would take {ratio:.2g} times as long as matrix products over all possible rules",
+    )
 
 
 def _require_fits(grammar: Grammar, method: Method) -> None:

@@ -171,7 +171,7 @@ class _Builder:
         total = np.logaddexp.reduce(log_z + self.log_root, axis=1)
         self.log_lengths = total
         possible = bool(np.isfinite(total).any())
-        advice = "Raise max_length, or see partition_function"
+        advice = "Ask for longer sentences, or see partition_function"
         rule = f"the grammar must have a sentence of at most {self.lengths - 1} words"
         require(possible, where, rule, "none", advice)
         new = np.append(True, (np.diff(self.lhs) != 0) | (np.diff(self.left) != 0))

@@ -147,3 +147,8 @@ def test_a_file_without_trees_is_named(tmp_path):
         read_treebank(tmp_path)
     with pytest.raises(UserError, match=r"a folder must hold \*.ptb, got none in"):
         read_treebank(tmp_path, pattern="*.ptb")
+
+
+def test_a_grammar_is_not_read_off_nothing():
+    with pytest.raises(ValueError, match="tree 0 must be a tree, got None. Leave out what clean_tree emptied"):
+        treebank_grammar([None])  # pyright: ignore[reportArgumentType]

@@ -163,3 +163,9 @@ def test_gum_is_read_whole(data_dir):
     kept = treebank_grammar(trees, scheme=scheme)
     assert 0 < unary_spectral_radius(kept) < 0.1
     assert from_binary(trees[0], scheme) == trees[0]
+
+
+def test_a_string_is_no_sentence():
+    grammar = treebank_grammar([parse_tree("(S (NP (PRP we)) (VP (VBP eat) (NP (NN tea))))")], min_count=1)
+    with pytest.raises(ValueError, match=r"a list of words, got one string. Pass .*split"):
+        encode_words(grammar, "we eat tea")
