@@ -30,7 +30,7 @@ os.environ.setdefault("JAXFT_CACHE", str(CACHE))
 # The benchmarks import peers that need not be installed.
 collect_ignore = ["benchmarks", *(name for name in OWN_PROCESS if name != GROUP)]
 MOST_MAPPINGS = 20_000
-STRICT = tuple(str(HERE / name) for name in ("core", "structure", "kernels", "theory"))
+STRICT = tuple(str(HERE / name) for name in ("core", "structure", "kernels", "geometry", "theory"))
 
 
 @pytest.fixture(autouse=True)

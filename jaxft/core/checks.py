@@ -104,3 +104,26 @@ def leading_size(where: str, tree: Any) -> int:
     )
     require(shapes[0][0] > 0, where, "there must be an example", "none", "Pass one or more")
     return shapes[0][0]
+
+
+def require_matching(where: str, a: Any, b: Any, *, names: tuple[str, str] = ("the first", "the second")) -> None:
+    """Raises unless two trees have the same paths, shapes and dtypes; the message lists what differs, by path.
+
+    Example:
+      >>> require_matching("line", {"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+      >>> require_matching("line", {"w": jnp.ones(2)}, {"w": jnp.ones(3)})
+      Traceback (most recent call last):
+      ...
+      jaxft.core.checks.UserError: line: trees must match, got w: float32[2] and float32[3]. Pass points of one model.
+    """
+    said_a, said_b = _described(a), _described(b)
+    faults = [f"{p}: {said_a[p]} and {said_b[p]}" for p in said_a if p in said_b and said_a[p] != said_b[p]]
+    faults += [f"{p}: only in {names[0]}" for p in said_a if p not in said_b]
+    faults += [f"{p}: only in {names[1]}" for p in said_b if p not in said_a]
+    shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
+    require(not faults, where, "trees must match", shown, "Pass points of one model")
+
+
+def _described(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(p): f"{jnp.result_type(x)}[{','.join(map(str, np.shape(x)))}]" for p, x in leaves}

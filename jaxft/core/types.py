@@ -16,7 +16,7 @@ q     preterminals of a grammar               a     symbols: s, then q
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -28,6 +28,24 @@ Inputs = Any
 
 OutputFn = Callable[[Params, Inputs], Array]
 """``f(params, x)``: outputs of a batch of examples, ``[n]`` or ``[n, c]``; each row depends on its example alone."""
+
+KeyedOutputFn = Callable[..., Array]
+"""``f(params, x, *, key=None)``: an ``OutputFn``, and with a key a random version of it, such as one with dropout."""
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """An optax transform, or anything with its two functions: the mathematics takes one without knowing optax."""
+
+    @property
+    def init(self) -> Callable[..., Any]:
+        """``init(params) -> state``."""
+        ...
+
+    @property
+    def update(self) -> Callable[..., Any]:
+        """``update(gradients, state, params) -> (updates, state)``."""
+        ...
 
 
 class TokenBatch(NamedTuple):

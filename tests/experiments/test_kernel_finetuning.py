@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.kernel_finetuning as experiment
 from experiments.__main__ import main
 from experiments.kernel_finetuning.config import PRESETS, KernelFinetuningConfig
 from experiments.kernel_finetuning.dynamics import is_kernel_descent
 from experiments.kernel_finetuning.prepare import load_model, load_task, make_unit
 from experiments.kernel_finetuning.rows import run_rows, table_rows
 from jaxft.kernels import logit_difference, output_jacobian
+from jaxft.lab import launch
 from jaxft.lab.config import parse_config
 from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.pretraining import PretrainingConfig, review_checkpoint
@@ -274,7 +274,7 @@ def test_finished_run_prints_its_report_and_computes_nothing(finished, capsys):
 def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, monkeypatch, questions):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "Interrupts", StopAfter(questions))
+        patch.setattr(launch, "Interrupts", StopAfter(questions))
         assert main(command(folder)) == 143
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert main(command(folder)) == 0

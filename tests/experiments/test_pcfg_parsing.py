@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments.pcfg_parsing as experiment
 from experiments.__main__ import main
 from experiments.pcfg_parsing.attention import deal_within, offset_r2, within_correlation
 from experiments.pcfg_parsing.config import PRESETS, PcfgParsingConfig
@@ -31,6 +30,7 @@ from experiments.pcfg_parsing.prepare import (
     masked_posterior,
     prepare,
 )
+from jaxft.lab import launch
 from jaxft.lab.config import parse_config
 from jaxft.lab.interrupts import Interrupts
 from jaxft.structure.enumeration import brute_force
@@ -350,7 +350,7 @@ def test_network_that_diverges_fails_the_run(tmp_path, grammar_file, capsys):
 def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, grammar_file, tmp_path, monkeypatch, questions):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "Interrupts", StopAfter(questions))
+        patch.setattr(launch, "Interrupts", StopAfter(questions))
         assert main(command(folder, grammar_file)) == 143
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert main(command(folder, grammar_file)) == 0
