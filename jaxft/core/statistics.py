@@ -1,7 +1,9 @@
-"""Estimates with intervals: bootstrap, paired differences, rank correlation, log-log slopes.
+"""Estimates with intervals: bootstrap, paired differences, rank correlation, pairs of objects, log-log slopes.
 
 Everything here is host arithmetic on small float64 arrays, by numpy and scipy.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -105,6 +107,72 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, confidence_frac: float = 0.9
     z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
     half = float(scipy.stats.norm.ppf((1 + confidence_frac) / 2)) * z_stderr
     return Interval(rho, float(z_stderr * (1 - rho**2)), float(np.tanh(z - half)), float(np.tanh(z + half)))
+
+
+class Association(NamedTuple):
+    """A correlation over pairs of a few objects, and how rare it is when the objects are dealt anew."""
+
+    correlation: float
+    """Spearman's, over pairs; NaN where one of the two does not vary."""
+    p_value: float
+    """Part of the permutations that give as high a correlation; one-sided."""
+    permutations: int
+
+
+def mantel_test(a: ArrayLike, b: ArrayLike, *, permutations: int = 2000, seed: int = 0) -> Association:
+    """Mantel's test of two symmetric matrices of what is measured of every pair: do high entries go together?
+
+    Pairs that share an object are not independent, so that the usual p-value is far too small. Here rows and columns
+    of one matrix are permuted together.
+
+    Args:
+      a: Shape ``(m, m)``, m >= 4; its diagonal is not looked at.
+      b: Same shape.
+      permutations: Random permutations; the matrix as it is counts besides.
+      seed: Seed of the permutations.
+
+    Returns:
+      Correlation and p-value.
+
+    Raises:
+      UserError: Shapes that do not fit, fewer than four objects, or entries that are not finite.
+
+    Example:
+      >>> x = np.array([0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+      >>> distance = np.abs(x[:, None] - x)
+      >>> found = mantel_test(distance, distance**2)
+      >>> round(found.correlation, 6), found.p_value < 0.01
+      (1.0, True)
+
+    Reference:
+      Mantel 1967, The detection of disease clustering and a generalized regression approach, Cancer Research 27.
+    """
+    where, a, b = "mantel_test", np.asarray(a, float), np.asarray(b, float)
+    fits = a.ndim == 2 and a.shape == b.shape == (len(a), len(a)) and len(a) >= 4
+    shapes = f"{a.shape} and {b.shape}"
+    require(fits, where, "matrices must be (m, m) with m of 4 or more", shapes, "Measure more objects")
+    above = np.triu_indices(len(a), 1)
+    finite = bool(np.isfinite(a[above]).all() and np.isfinite(b[above]).all())
+    require(finite, where, "entries must be finite", "NaN or infinity", "Drop those objects")
+    x = _standard_ranks(a[above])
+    ranks = np.zeros_like(b)
+    ranks[above] = _standard_ranks(b[above])
+    ranks = ranks + ranks.T
+    correlation = float(x @ ranks[above])
+    if np.ptp(a[above]) == 0 or np.ptp(b[above]) == 0:
+        return Association(float("nan"), float("nan"), permutations)
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(a)) for _ in range(permutations)]
+    drawn = np.array([x @ ranks[np.ix_(order, order)][above] for order in orders])
+    # Equal correlations may differ in the last bit.
+    return Association(correlation, float((1 + (drawn >= correlation - 1e-9).sum()) / (1 + permutations)), permutations)
+
+
+def _standard_ranks(x: np.ndarray) -> np.ndarray:
+    ranks = scipy.stats.rankdata(x)
+    ranks = ranks - ranks.mean()
+    norm = np.sqrt((ranks**2).sum())
+    return ranks / norm if norm > 0 else ranks
 
 
 def log_log_slope(

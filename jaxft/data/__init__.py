@@ -1,1 +1,1 @@
-"""Labelled texts as batches of tokens: tasks, readers, k-shot samples, tokenisation, a generated corpus."""
+"""Data as batches: tasks, readers, k-shot samples and tokenisation of texts, labelled images, a generated corpus."""

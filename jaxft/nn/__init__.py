@@ -1,8 +1,10 @@
-"""Models, the only package that imports flax: encoders, heads, checkpoints, LoRA, an MLP, attention without softmax."""
+"""Models, the only package that imports flax: encoders, heads, checkpoints, LoRA, MLPs, conv nets, relu attention."""
 
 from jaxft.nn.capture import LayerOutputs, make_layer_outputs
+from jaxft.nn.conv import VGG16_WIDTHS, ConvConfig, ConvNet, make_convnet
+from jaxft.nn.convolution import same_convolution
 from jaxft.nn.lora import init_lora, make_lora_outputs, merge_lora
-from jaxft.nn.mlp import MLP, make_mlp
+from jaxft.nn.mlp import MLP, make_mlp, make_mlp_units
 from jaxft.nn.outputs import (
     make_class_logits,
     make_features,
@@ -23,7 +25,10 @@ from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead, init_classifie
 
 __all__ = [
     "MLP",
+    "VGG16_WIDTHS",
     "AttentionStage",
+    "ConvConfig",
+    "ConvNet",
     "Encoder",
     "EncoderConfig",
     "FeedForward",
@@ -38,14 +43,17 @@ __all__ = [
     "init_lora",
     "load_encoder",
     "make_class_logits",
+    "make_convnet",
     "make_features",
     "make_layer_outputs",
     "make_lora_outputs",
     "make_mlm_logits",
     "make_mlp",
+    "make_mlp_units",
     "make_prompt_logits",
     "make_relu_attention",
     "make_tied_logits",
     "merge_lora",
+    "same_convolution",
     "save_encoder",
 ]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, leading_size, message, require
-from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.core.types import Inputs, KeyedOutputFn, OutputFn, Params
 from jaxft.train.objectives import Objective, require_within
 
 DATA_AXIS = "data"
@@ -86,7 +86,12 @@ def init_fit(train: TrainState) -> FitState:
 
 
 def make_segment(
-    f: OutputFn, objective: Objective, tx: optax.GradientTransformation, *, mesh: Mesh | None = None
+    f: OutputFn | KeyedOutputFn,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    key: Array | None = None,
 ) -> Segment:
     """Builds a compiled segment: ``lax.scan`` over steps, each gathering its batch by index on the device.
 
@@ -98,6 +103,8 @@ def make_segment(
       tx: Optimiser.
       mesh: Splits every batch over its axis ``data``; the compiler makes data parallelism of it. Place the state by
         ``replicate`` or ``fully_shard`` first: it comes back as it was placed.
+      key: For an ``f`` that draws, as for dropout: step s calls ``f(params, x, key=fold_in(key, s))``, so that the
+        draw is a function of the key and the step, whether or not the run was stopped in between.
 
     Returns:
       ``segment(state, inputs, labels, index) -> (state, losses)``; ``index`` holds a batch of example numbers a row. It
@@ -120,11 +127,12 @@ def make_segment(
         require(DATA_AXIS in axes, "make_segment", f"mesh must have an axis {DATA_AXIS!r}", axes, "Name it so")
         ways = mesh.shape[DATA_AXIS]
 
-    def loss(params: Params, inputs: Inputs, labels: Array) -> Float[Array, ""]:
-        return objective(f(params, inputs), labels)
+    def loss(params: Params, inputs: Inputs, labels: Array, step: Array) -> Float[Array, ""]:
+        drawn = {} if key is None else {"key": jax.random.fold_in(key, step)}
+        return objective(f(params, inputs, **drawn), labels)
 
     def one_step(state: TrainState, inputs: Inputs, labels: Array) -> tuple[TrainState, Float[Array, ""]]:
-        value, grads = jax.value_and_grad(loss)(state.params, inputs, labels)
+        value, grads = jax.value_and_grad(loss)(state.params, inputs, labels, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value
 

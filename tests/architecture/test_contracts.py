@@ -17,10 +17,10 @@ SOURCES = {
     for package in PACKAGES
     for file in sorted((ROOT / package).rglob("*.py"))
 }
-MATPLOTLIB_LIVES_IN = "jaxft/lab/figures.py"
+MATPLOTLIB_LIVES_IN = "jaxft/lab/figures"
 NEURAL_TANGENTS_LIVES_IN = "jaxft/kernels/neural_tangents_shim.py"
-ORACLES = {"neural_tangents", "sklearn", "torch", "transformers"}
-COSTLY = ("matplotlib", "orbax", *sorted(ORACLES))
+ORACLES = {"neural_tangents", "torch", "transformers"}
+COSTLY = ("matplotlib", "orbax", "sklearn", *sorted(ORACLES))
 """Seconds to import; a command that only lists or reads a configuration must not pay for them."""
 
 WRONG_IMPORTS = {
@@ -85,7 +85,7 @@ def test_only_figures_imports_matplotlib_and_only_inside_functions():
         eager = [node.lineno for name, node in imports(tree) if name == "matplotlib" and id(node) not in inside]
         used = any(name == "matplotlib" for name, _ in imports(tree))
         assert not eager, f"{file}: lines {eager}"
-        assert not used or file == MATPLOTLIB_LIVES_IN, file
+        assert not used or file.startswith(MATPLOTLIB_LIVES_IN), file
 
 
 def for_type_checkers(node: ast.AST) -> bool:

@@ -4,10 +4,8 @@ A route builds its input, and then is a function without arguments, called again
 of 30 nonterminals, 60 preterminals and 200 words unless a row says otherwise.
 """
 
-import dataclasses
-import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +32,7 @@ from jaxft.structure import (
 )
 from jaxft.structure.pcfg import SymbolNames
 from tests.benchmarks import structure_peers as peers
-
-Run = Callable[[], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Route:
-    """One way to do the work of a row."""
-
-    start: Callable[[], Run]
-    """Builds the input; what it returns is measured."""
-    error: Callable[[Any], float] | None = None
-    """Of what a run returned."""
-    share: Callable[[], float] | None = None
-    """Part of the work that a run does; times are divided by it."""
-    note: str = ""
-    needs: str = ""
-    """A module without which the route is left out."""
-    gib: float = 0.0
-    """Memory that must be free."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A work and the routes to it; the first is the unit."""
-
-    title: str
-    work: str
-    routes: Mapping[str, Route]
-    notes: str = ""
-    skip: str = ""
-    """Why the row cannot be measured here."""
+from tests.benchmarks.routes import Route, Row, Run
 
 
 def make_row(name: str, *, quick: bool) -> Row:
@@ -314,16 +282,3 @@ def _sampling(quick: bool) -> Row:
         },
         "The first call of ours holds the tables.",
     )
-
-
-def left_out(route: Route) -> str:
-    """Why a route cannot run here; empty if it can."""
-    if route.needs and importlib.util.find_spec(route.needs) is None:
-        return f"{route.needs} is not installed"
-    free = _available_gib()
-    return f"needs {route.gib:.0f} GiB of memory, {free:.0f} are free" if route.gib > free else ""
-
-
-def _available_gib() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) / 2**20

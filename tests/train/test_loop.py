@@ -190,3 +190,37 @@ def test_an_update_that_breaks_parameters_at_a_segments_end_is_caught_before_the
         )
     assert caught.value.step == 1
     assert not events
+
+
+def noisy(params, x, *, key=None):
+    """Outputs that a key disturbs."""
+    clean = jnp.tanh(x["a"] @ params["in"] + params["bias"][None]) @ params["out"]
+    return clean if key is None else clean + jax.random.normal(key, clean.shape)
+
+
+def test_a_key_is_folded_with_the_step(problem):
+    key, index = jax.random.key(3), problem.batches(0, 3)
+    segment = make_segment(noisy, cross_entropy, problem.tx, key=key)
+    state, losses = segment(problem.state, problem.inputs, problem.labels, jnp.asarray(index))
+    params, opt_state = problem.state.params, problem.state.opt_state
+    for step, rows in enumerate(index):
+        x, y, folded = {"a": problem.inputs["a"][rows]}, problem.labels[rows], jax.random.fold_in(key, step)
+        value, grads = jax.value_and_grad(lambda p, x=x, y=y, k=folded: cross_entropy(noisy(p, x, key=k), y))(params)
+        updates, opt_state = problem.tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(losses[step], value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, params)
+
+
+def test_resume_of_a_run_with_dropout_is_bitwise(problem):
+    segments = [make_segment(noisy, cross_entropy, problem.tx, key=jax.random.key(seed)) for seed in (3, 4)]
+    keyed, other = (problem._replace(segment=segment) for segment in segments)
+    whole, _ = run(keyed)
+    half, _ = run(keyed, on_event=lambda state, *_: int(state.train.step) == 4)
+    half = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half)
+    # Built anew, as after a restart.
+    again = make_segment(noisy, cross_entropy, problem.tx, key=jax.random.key(3))
+    resumed, _ = run(problem._replace(segment=again), half)
+    assert int(half.train.step) == 4
+    assert equal(whole, resumed)
+    assert not equal(whole.train.params, run(other)[0].train.params)
