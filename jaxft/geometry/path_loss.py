@@ -142,6 +142,14 @@ def path_ensemble(
 def mean_over_batches(loss_fn: BatchFn, params: Params, batches: Any) -> dict[str, Float[Array, ""]]:
     """Means by name over batches of one size, one batch at a time.
 
+    Args:
+      loss_fn: Mean loss of a batch, or a mapping of means.
+      params: The network.
+      batches: Tree with a leading axis of batches.
+
+    Returns:
+      Means over all examples; of a function that returns a scalar, as ``loss``.
+
     Example:
       >>> float(mean_over_batches(lambda p, x: jnp.mean(p * x), jnp.array(2.0), jnp.arange(4.0).reshape(2, 2))["loss"])
       3.0

@@ -5,102 +5,46 @@ Theory is a line, measurement is markers, a control is grey. A drawing function 
 matplotlib is imported inside functions alone, and its global state is left as it was.
 """
 
-import contextlib
-import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxft.core.checks import require
-from jaxft.lab.records import write_atomically
-from jaxft.lab.report import write_csv
+from jaxft.lab.figures_style import (
+    CONTROL,
+    MARKERS,
+    PALETTE,
+    Drawing,
+    add_legend,
+    figure_style,
+    log_abscissa_at,
+    make_axes,
+    save_figure,
+    series_colours,
+)
 from jaxft.structure.trees import Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette and two of Tol's, told apart by colour-blind readers; each series has its own marker besides.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
-CONTROL = "#8C8C8C"
-METADATA = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#E0E0E0",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "jaxft",
-}
+__all__ = [
+    "CONTROL",
+    "MARKERS",
+    "PALETTE",
+    "Drawing",
+    "draw_agreement",
+    "draw_drift",
+    "draw_dynamics",
+    "draw_scatter",
+    "draw_trees",
+    "save_figure",
+]
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """The project's style, whatever the user's own settings are; they are restored."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-class Drawing(NamedTuple):
-    """A figure and the table of what it shows, column by column."""
-
-    figure: "Figure"
-    table: dict[str, list[Any]]
-
-
-@_style()
-def save_figure(figure: "Figure", table: Mapping[str, Sequence[Any]], folder: Path, name: str) -> list[Path]:
-    """Writes ``name.pdf``, ``name.png`` and ``name.csv`` into ``folder``, which is made if need be.
-
-    No date, version or random name goes into the files, so that equal data give equal bytes.
-
-    Args:
-      figure: The figure.
-      table: Columns of one length: what the figure shows, in full precision.
-      folder: Where the files go.
-      name: File name without suffix.
-
-    Returns:
-      The three paths.
-
-    Raises:
-      UserError: The columns differ in length.
-
-    Example:
-      >>> import tempfile
-      >>> drawing = draw_agreement([0.5, 0.9], [0.6, 0.9], ["sst2", "rte"], ["prompt", "prompt"])
-      >>> [path.name for path in save_figure(*drawing, Path(tempfile.mkdtemp()), "agreement")]
-      ['agreement.pdf', 'agreement.png', 'agreement.csv']
-    """
-    lengths = {column: len(values) for column, values in table.items()}
-    require(len(set(lengths.values())) <= 1, "save_figure", "columns must be of one length", lengths, "Pad with None")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, metadata in METADATA.items():
-        data = io.BytesIO()
-        figure.savefig(data, format=suffix, metadata=metadata, dpi=160)
-        paths.append(folder / f"{name}.{suffix}")
-        write_atomically(paths[-1], data.getvalue())
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    paths.append(folder / f"{name}.csv")
-    write_csv(paths[-1], rows, list(table))
-    return paths
-
-
-@_style()
+@figure_style()
 def draw_dynamics(
     series: Sequence[tuple[str, ArrayLike, ArrayLike, ArrayLike]],
     *,
@@ -133,8 +77,8 @@ def draw_dynamics(
       [1.0, 0.6]
     """
     table: dict[str, list[Any]] = {"label": [], "step": [], "predicted": [], "measured": []}
-    figure, axes = _axes(abscissa, quantity, title)
-    colours = _colours([label for label, *_ in series], control)
+    figure, axes = make_axes(abscissa, quantity, title)
+    colours = series_colours([label for label, *_ in series], control)
     require(
         bool(series), "draw_dynamics", "needs at least one series", "none", "Pass (label, steps, predicted, actual)"
     )
@@ -149,17 +93,14 @@ def draw_dynamics(
     if log:
         axes.set_yscale("log")
     if log_abscissa:
-        axes.set_xscale("log")
-        values = sorted(set(table["step"]))
-        axes.set_xticks(values, [f"{value:g}" for value in values])
-        axes.set_xticks([], minor=True)
+        log_abscissa_at(axes, table["step"])
     axes.plot([], [], color="#404040", linewidth=1.4, label="predicted")
     axes.plot([], [], color="#404040", marker="o", linestyle="none", markerfacecolor="white", label="measured")
-    _legend(axes)
+    add_legend(axes)
     return Drawing(figure, table)
 
 
-@_style()
+@figure_style()
 def draw_drift(
     series: Sequence[tuple[str, ArrayLike, ArrayLike]],
     *,
@@ -169,6 +110,7 @@ def draw_drift(
     title: str = "",
     control: Sequence[str] = (),
     log: bool = False,
+    log_abscissa: bool = False,
     whole: bool = False,
 ) -> Drawing:
     """A measured quantity over training, or another abscissa, by arm: mean over seeds, with its standard error.
@@ -181,6 +123,7 @@ def draw_drift(
       title: Title, if any.
       control: Labels drawn in grey.
       log: Logarithmic ordinate.
+      log_abscissa: Logarithmic abscissa, with a tick at every value of the series.
       whole: Ticks of the abscissa at whole numbers alone.
 
     Returns:
@@ -194,9 +137,9 @@ def draw_drift(
       [0.0, 1.0]
     """
     table: dict[str, list[Any]] = {"label": [], "step": [], "mean": [], "stderr": [], "seeds": []}
-    figure, axes = _axes(abscissa, quantity, title)
+    figure, axes = make_axes(abscissa, quantity, title)
     require(bool(series), "draw_drift", "needs at least one series", "none", "Pass (label, steps, values)")
-    colours = _colours([label for label, *_ in series], control)
+    colours = series_colours([label for label, *_ in series], control)
     for (label, steps, values), (colour, marker) in zip(series, colours, strict=True):
         steps, values = np.asarray(steps, float), np.asarray(values, float)
         fits = values.ndim == 2 and len(values) > 0 and values.shape[1:] == steps.shape
@@ -221,11 +164,21 @@ def draw_drift(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if log:
         axes.set_yscale("log")
-    _legend(axes)
+        _keep_means_in_sight(axes, table)
+    if log_abscissa:
+        log_abscissa_at(axes, [step for step in table["step"] if step is not None])
+    add_legend(axes)
     return Drawing(figure, table)
 
 
-@_style()
+def _keep_means_in_sight(axes: "Axes", table: Mapping[str, Sequence[Any]]) -> None:
+    """On a logarithmic axis a bar that nearly reaches 0 goes down for decades: it must not set the range."""
+    bars = [(m, m - (e or 0)) for m, e in zip(table["mean"], table["stderr"], strict=True) if m > 0]
+    if any(end < mean / 10 for mean, end in bars):
+        axes.set_ylim(bottom=0.8 * min(max(end, mean / 10) for mean, end in bars))
+
+
+@figure_style()
 def draw_agreement(
     x: ArrayLike,
     y: ArrayLike,
@@ -261,12 +214,12 @@ def draw_agreement(
     sizes = [x.size, y.size, len(labels), len(groups)]
     fits = x.size > 0 and len(set(sizes)) == 1
     require(fits, "draw_agreement", "x, y, labels and groups must be of one length", sizes, "Give each point all four")
-    figure, axes = _axes(*quantities, title)
+    figure, axes = make_axes(*quantities, title)
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     pad = 0.05 * (high - low) or 0.05
     axes.plot([low - pad, high + pad], [low - pad, high + pad], color="#404040", linewidth=1, label="equal")
     names, arms = list(dict.fromkeys(labels)), list(dict.fromkeys(groups))
-    colour_of = {arm: colour for arm, (colour, _) in zip(arms, _colours(arms, control), strict=True)}
+    colour_of = {arm: colour for arm, (colour, _) in zip(arms, series_colours(arms, control), strict=True)}
     marker_of = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
     for i in range(x.size):
         colour, marker = colour_of[groups[i]], marker_of[labels[i]]
@@ -276,11 +229,11 @@ def draw_agreement(
     for name in names if len(names) > 1 else []:
         axes.plot([], [], color="#404040", marker=marker_of[name], linestyle="none", label=name)
     axes.set_aspect("equal")
-    _legend(axes)
+    add_legend(axes)
     return Drawing(figure, {"label": list(labels), "group": list(groups), "x": x.tolist(), "y": y.tolist()})
 
 
-@_style()
+@figure_style()
 def draw_scatter(
     groups: Sequence[tuple[str, ArrayLike, ArrayLike]],
     *,
@@ -321,7 +274,9 @@ def draw_scatter(
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     table: dict[str, list[Any]] = {"label": [], "x": [], "y": []}
     panels = figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (label, (x, y)), (colour, _) in zip(panels, pairs.items(), _colours(list(pairs), control), strict=True):
+    for axes, (label, (x, y)), (colour, _) in zip(
+        panels, pairs.items(), series_colours(list(pairs), control), strict=True
+    ):
         axes.plot(limits, limits, color="#404040", linewidth=1)
         # Thousands of vector marks would make a PDF of megabytes.
         axes.plot(x, y, ".", color=colour, markersize=3, alpha=0.35, markeredgewidth=0, rasterized=True)
@@ -332,7 +287,7 @@ def draw_scatter(
     return Drawing(figure, table)
 
 
-@_style()
+@figure_style()
 def draw_trees(trees: Sequence[tuple[str, Tree]], *, marked: Sequence[set[tuple[int, int]]] = ()) -> Drawing:
     """Constituency trees, one below the other.
 
@@ -394,29 +349,3 @@ def _draw_node(
         axes.plot([x, child_x], [y, height], color=colour, linewidth=0.9, zorder=1)
     axes.text(x, y, node.label, ha="center", va="center", color=colour, bbox=box, zorder=2)
     return x, y, end
-
-
-def _axes(xlabel: str, ylabel: str, title: str) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, loc="left", fontsize=10)
-    return figure, axes
-
-
-def _colours(labels: Sequence[str], control: Sequence[str]) -> list[tuple[str, str]]:
-    """A colour and a marker a label, in order; grey for controls, and a thin marker."""
-    shown = [label for label in labels if label not in control]
-    pairs = {label: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(shown)}
-    thin = itertools.cycle("x+12")
-    return [pairs[label] if label in pairs else (CONTROL, next(thin)) for label in labels]
-
-
-def _legend(axes: "Axes") -> None:
-    """Inside the axes while it is short, else beside them."""
-    _, labels = axes.get_legend_handles_labels()
-    if len(labels) > 4:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
-    else:
-        axes.legend(loc="best")
