@@ -80,7 +80,7 @@ def auto_neb(
       ((2, 4), True)
 
     Reference:
-      Draxler et al. 2018, arXiv 1803.00885, section 3.2; Kolsbjerg, Groves and Hammer 2016, doi 10.1063/1.4961868.
+      Draxler et al. 2018, arXiv 1803.00885, section 3; Kolsbjerg, Groves and Hammer 2016, doi 10.1063/1.4961868.
     """
     where = "auto_neb"
     require(len(schedule) > 0, where, "schedule must have a cycle", "none", "Pass [(tx, steps)]")

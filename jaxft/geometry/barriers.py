@@ -6,7 +6,7 @@ have one loss. Functions take losses, whatever path they lie on; ``pairwise_barr
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, leading_size, nearest, require, require_finite
 from jaxft.core.types import Params
-from jaxft.geometry.path_loss import BatchFn, mean_over_batches
-from jaxft.geometry.paths import checked_parameters, linear_path, stack_points
+from jaxft.geometry.path_loss import BatchFn, mean_over_batches, named_means
+from jaxft.geometry.paths import accumulation_dtype, checked_parameters, linear_path, stack_points
 
 Baseline = Literal["chord", "mean", "max"]
 
@@ -135,7 +135,8 @@ def pairwise_barriers(
     """Barriers on the straight lines between every two of m models, by one compiled program for all pairs.
 
     Normalisation statistics are interpolated like weights, not estimated again: for models that have them take
-    ``eval_path`` with ``statistics``. Memory beside the models is two of them.
+    ``eval_path`` with ``statistics``. Memory beside the stack of models is two of them; a list is stacked, which copies
+    it.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar or a dict of scalars; means over the batch.
@@ -256,11 +257,7 @@ def checked_metric(where: str, loss_fn: BatchFn, params: Params, batches: Any, m
     """The name of the value to look at, once the values are known to be scalars and it is one of them."""
     leading_size(where, batches)
     first = jax.tree.map(lambda x: x[0], batches)
-    found = jax.eval_shape(loss_fn, params, first)
-    values = dict(found) if isinstance(found, Mapping) else {"loss": found}
-    bad = [f"{name} {getattr(v, 'shape', type(v).__name__)}" for name, v in values.items() if getattr(v, "shape", 0)]
-    advice = "Take means over the batch"
-    require(not bad, where, "loss_fn must return a scalar or a dict of scalars", ", ".join(bad), advice)
+    values = jax.eval_shape(lambda p, batch: named_means(where, loss_fn, p, batch), params, first)
     if metric is None:
         metric = "loss" if "loss" in values else next(iter(values))
         known = metric == "loss" or len(values) == 1
@@ -271,6 +268,9 @@ def checked_metric(where: str, loss_fn: BatchFn, params: Params, batches: Any, m
 
 def _checked_losses(where: str, losses: Any, t: Any) -> tuple[Array, Array]:
     losses = jnp.asarray(losses)
+    # In the dtype of integers or halves the values of t, and so the chord, would be rounded.
+    wide = jnp.issubdtype(losses.dtype, jnp.floating)
+    losses = losses.astype(accumulation_dtype(losses.dtype) if wide else jnp.result_type(float))
     enough = losses.ndim >= 1 and losses.shape[-1] >= 2
     require(enough, where, "losses must hold both ends of a path", f"shape {losses.shape}", "Put t on the last axis")
     if t is None:

@@ -6,21 +6,16 @@ So each t costs one ordinary gradient at one point, and memory holds that gradie
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jaxft.core.checks import is_concrete, leading_size, require
+from jaxft.core.checks import leading_size, require
 from jaxft.core.types import Params, Transform
+from jaxft.geometry.path_loss import BatchFn, require_finite_losses, scalar_loss
 from jaxft.geometry.paths import Curve, accumulation_dtype
-
-LossFn = Callable[[Params, Any], Float[Array, ""]]
-"""``loss_fn(params, batch)``: the mean loss of a batch."""
-
 
 class CurveFit(NamedTuple):
     """A fitted curve, and the loss of every step, the mean over its values of t."""
@@ -30,7 +25,7 @@ class CurveFit(NamedTuple):
 
 
 def fit_curve(
-    loss_fn: LossFn,
+    loss_fn: BatchFn,
     curve: Curve,
     batches: Any,
     *,
@@ -46,7 +41,7 @@ def fit_curve(
     integral runs over t, not over arc length. The whole fit is one compiled program.
 
     Args:
-      loss_fn: Mean loss of a batch; the same object again meets a compiled program.
+      loss_fn: Mean loss of a batch, or a mapping with ``loss``; the same object again meets a compiled program.
       curve: Where to start, such as ``init_curve(a, b, n_bends=1)``.
       batches: Tree with a leading axis of batches; step s uses batch s modulo their number.
       tx: Optax transform; its state covers the interior points alone.
@@ -77,20 +72,17 @@ def fit_curve(
     require(steps > 0 and points_per_step > 0, where, "steps and points_per_step must be positive", steps, "Raise them")
     leading_size(where, batches)
     fitted, losses = _fit(curve, batches, key, loss_fn=loss_fn, tx=tx, steps=steps, n_t=points_per_step)
-    if is_concrete(losses):
-        bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-        shown = f"{losses[bad[0]]} at step {bad[0]}" if bad.size else ""
-        require(not bad.size, where, "the loss must stay finite", shown, "Lower the learning rate")
+    require_finite_losses(where, losses)
     return CurveFit(fitted, losses)
 
 
 def curve_gradient(
-    loss_fn: LossFn, curve: Curve, batch: Any, ts: Float[Array, "points"]
+    loss_fn: BatchFn, curve: Curve, batch: Any, ts: Float[Array, "points"]
 ) -> tuple[Float[Array, ""], Params]:
     """Mean loss over values of t, and its gradient by all control points, stacked as they are.
 
     Args:
-      loss_fn: Mean loss of a batch.
+      loss_fn: Mean loss of a batch, or a mapping with ``loss``.
       curve: The curve.
       batch: One batch.
       ts: Values of t.
@@ -109,8 +101,11 @@ def curve_gradient(
     """
     count = ts.shape[0]
 
+    def loss_at(params: Params) -> Array:
+        return scalar_loss("fit_curve", loss_fn, params, batch)
+
     def at(total: tuple[Array, Params], t: Array) -> tuple[tuple[Array, Params], None]:
-        loss, gradient = jax.value_and_grad(loss_fn)(curve(t), batch)
+        loss, gradient = jax.value_and_grad(loss_at)(curve(t))
         weights = curve.weights(t) / count
 
         def accumulate(s: Array, g: Array) -> Array:
@@ -121,7 +116,7 @@ def curve_gradient(
     def wide(c: Array) -> Array:
         return jnp.zeros(c.shape, accumulation_dtype(c.dtype))
 
-    shape = jax.eval_shape(loss_fn, curve(ts[0]), batch)
+    shape = jax.eval_shape(loss_at, curve(ts[0]))
     start = jnp.zeros((), shape.dtype), jax.tree.map(wide, curve.control)
     if count == 1:
         (loss, gradient), _ = at(start, ts[0])
@@ -132,7 +127,7 @@ def curve_gradient(
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "tx", "steps", "n_t"))
 def _fit(
-    curve: Curve, batches: Any, key: Array, *, loss_fn: LossFn, tx: Transform, steps: int, n_t: int
+    curve: Curve, batches: Any, key: Array, *, loss_fn: BatchFn, tx: Transform, steps: int, n_t: int
 ) -> tuple[Curve, Float[Array, "steps"]]:
     ends = jax.tree.map(lambda c: (c[:1], c[-1:]), curve.control)
     count = leading_size("fit_curve", batches)

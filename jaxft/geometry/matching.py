@@ -20,6 +20,7 @@ from jaxft.geometry.permutations import (
     Permutation,
     apply_permutation,
     identity_permutation,
+    moving,
     permute_leaf,
     random_permutation,
     require_permutation,
@@ -179,7 +180,7 @@ def _best(
     """The best permutation of a group, given the others, and what it gains; layers that gain nothing stay."""
     part = PermutationSpec(tuple((path, axes) for path, axes in spec.leaves if group in {axis.units for axis in axes}))
     a, b = ({path: side[path] for path, _ in part.leaves} for side in (a, b))
-    near = {other: jnp.asarray(permutation[other]) for other in part.groups}
+    near = moving({other: permutation[other] for other in part.groups})
     old = np.asarray(permutation[group])
     rows = old.reshape(-1, old.shape[-1]).copy()
     gained = 0.0
@@ -210,8 +211,8 @@ def _similarities(
 
 def _objective(a: Leaves, b: Leaves, spec: PermutationSpec, permutation: Permutation) -> float:
     """Inner product of a and the permuted b over the leaves of the spec."""
-    groups = {group: jnp.asarray(permutation[group]) for group in spec.groups}
-    return sum(float(product) for product in _products({p: a[p] for p, _ in spec.leaves}, b, spec, groups))
+    moved = moving({group: permutation[group] for group in spec.groups if group in permutation})
+    return sum(float(product) for product in _products({p: a[p] for p, _ in spec.leaves}, b, spec, moved))
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -238,7 +239,8 @@ def _similarity(
             x, y, near = jnp.asarray(a[path]), b[path], permutation
             if own.stacked:
                 x, y = x[layer], y[layer]
-                near = {axis.units: near[axis.units][layer] if axis.stacked else near[axis.units] for axis in others}
+                known = [axis for axis in others if axis.units in near]
+                near = {axis.units: near[axis.units][layer] if axis.stacked else near[axis.units] for axis in known}
                 own, others = _of_layer(own), tuple(_of_layer(axis) for axis in others)
             left, right = (_by_unit(leaf, own).astype(dtype) for leaf in (x, permute_leaf(y, others, near)))
             total += jnp.matmul(left, right.T, precision="highest")

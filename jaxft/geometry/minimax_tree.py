@@ -46,7 +46,7 @@ def minimax_tree(saddles: Float[Array | np.ndarray, "m m"]) -> MinimaxTree:
       (((0, 1), (1, 2)), 2.0)
 
     Reference:
-      Draxler et al. 2018, arXiv 1803.00885, section 3.3 and appendix A.
+      Draxler et al. 2018, arXiv 1803.00885, section 3.
     """
     matrix = _checked(np.asarray(saddles, float))
     m = len(matrix)

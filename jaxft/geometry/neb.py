@@ -90,14 +90,13 @@ def fit_neb(
     """
     where = "fit_neb"
     require(steps >= 1, where, "steps must be positive", steps, "Raise it")
-    require(
-        spring is None or spring > 0, where, "spring must be positive", spring, "Leave it out for the string method"
-    )
+    stiff = spring is None or spring > 0
+    require(stiff, where, "spring must be positive", spring, "Leave it out for the string method")
     fits = climb_after is None or 0 <= climb_after <= steps
     require(fits, where, "climb_after must be a step", climb_after, f"Pass 0 to {steps}, or None")
     leading_size(where, batches)
-    line = init_curve(a, b, n_bends=max(pivots, 1), family="polychain")
     require(pivots >= 1, where, "a band needs pivots", pivots, "Pass pivots >= 1")
+    line = init_curve(a, b, n_bends=pivots, family="polychain")
     if is_concrete((a, b)):
         apart = float(tree_norm(tree_sub(a, b))) > 0
         require(apart, where, "the ends must differ", "the same point twice", "Pass two minima")

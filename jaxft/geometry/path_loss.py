@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxft.core.checks import leading_size, require
+from jaxft.core.checks import is_concrete, leading_size, require
 from jaxft.core.types import Inputs, OutputFn, Params
-from jaxft.geometry.paths import POINTS, Path, arc_length, checked_parameters
+from jaxft.geometry.paths import POINTS, Path, arc_length, checked_parameters, split_path
 
 BatchFn = Callable[[Params, Any], Float[Array, ""] | Mapping[str, Float[Array, ""]]]
 """``loss_fn(params, batch)``: the mean loss of a batch, or several means by name."""
@@ -54,7 +54,8 @@ def eval_path(
 
     Args:
       loss_fn: Mean loss of a batch, or a mapping of means; the same object again meets a compiled program.
-      path: A ``Curve``, or any function of t.
+      path: A ``Curve`` or another path of this package, or any function of t. A plain function is compiled in with the
+        arrays it closes over, anew for each function: ``jax.tree_util.Partial(function, a, b)`` passes them instead.
       batches: Tree with a leading axis of batches.
       points: Number of points from 0 to 1.
       ts: The values of t, in place of ``points``.
@@ -67,7 +68,8 @@ def eval_path(
       Values of t, means by name, arc length.
 
     Raises:
-      UserError: t outside [0, 1], batches without a common leading axis, an unknown ``inner``.
+      UserError: t outside [0, 1], batches without a common leading axis, an unknown ``inner``, values that are no
+        scalars.
 
     Example:
       >>> from jaxft.geometry import linear_path
@@ -86,7 +88,7 @@ def eval_path(
     require(known, where, "inner must be auto, map, vmap or a positive number", repr(inner), "Pass one of them")
     if inner == "auto":
         inner = "map" if jax.default_backend() == "cpu" else ACCELERATOR_POINTS
-    return _evaluate(path if _is_tree(path) else _Opaque(path), batches, ts, loss_fn, inner, statistics, mesh)
+    return _evaluate(*split_path(path), batches, ts, loss_fn, inner, statistics, mesh)
 
 
 def path_ensemble(
@@ -129,14 +131,7 @@ def path_ensemble(
       Garipov et al. 2018, arXiv 1802.10026, section 5.
     """
     ts = checked_parameters("path_ensemble", ts, points)
-
-    def member(total: Array, t: Array) -> tuple[Array, None]:
-        params = path(t) if statistics is None else statistics(path(t), batches)
-        return jnp.logaddexp(total, jax.nn.log_softmax(f(params, x), axis=-1)), None
-
-    shape = jax.eval_shape(f, path(ts[0]), x)
-    total, _ = jax.lax.scan(member, jnp.full(shape.shape, -jnp.inf, shape.dtype), ts)
-    return total - jnp.log(jnp.asarray(len(ts), total.dtype))
+    return _ensemble(*split_path(path), x, ts, batches, f, statistics)
 
 
 def mean_over_batches(loss_fn: BatchFn, params: Params, batches: Any) -> dict[str, Float[Array, ""]]:
@@ -157,44 +152,85 @@ def mean_over_batches(loss_fn: BatchFn, params: Params, batches: Any) -> dict[st
     count = leading_size("mean_over_batches", batches)
 
     def one(batch: Any) -> dict[str, Array]:
-        found = loss_fn(params, batch)
-        return dict(found) if isinstance(found, Mapping) else {"loss": found}
+        return named_means("mean_over_batches", loss_fn, params, batch)
 
     if count == 1:
         return one(jax.tree.map(lambda x: x[0], batches))
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(one, batches))
 
 
-class _Opaque(NamedTuple):
-    """A path that is a plain function: it is compiled in, with the points it closes over."""
+def named_means(where: str, loss_fn: BatchFn, params: Params, batch: Any) -> dict[str, Float[Array, ""]]:
+    """What ``loss_fn`` says of one batch, by name; a scalar is ``loss``.
 
-    path: Path
+    Raises:
+      UserError: A value that is no scalar.
+    """
+    found = loss_fn(params, batch)
+    values = dict(found) if isinstance(found, Mapping) else {"loss": found}
+    bad = [f"{name} {np.shape(value)}" for name, value in values.items() if np.shape(value)]
+    rule = "loss_fn must return a scalar or a dict of scalars"
+    require(bool(values) and not bad, where, rule, ", ".join(bad) or "an empty dict", "Take means over the batch")
+    return {name: jnp.asarray(value) for name, value in values.items()}
 
 
-def _is_tree(path: Path) -> bool:
-    return not jax.tree_util.all_leaves([path])
+def scalar_loss(where: str, loss_fn: BatchFn, params: Params, batch: Any) -> Float[Array, ""]:
+    """The loss of one batch, whether ``loss_fn`` returns it alone or in a dict.
+
+    Raises:
+      UserError: A value that is no scalar, or a dict without ``loss``.
+    """
+    return _loss_among(where, named_means(where, loss_fn, params, batch))
 
 
+def mean_loss(where: str, loss_fn: BatchFn, params: Params, batches: Any) -> Float[Array, ""]:
+    """The loss over batches of one size, as of ``mean_over_batches``; errors as of ``scalar_loss``."""
+    return _loss_among(where, mean_over_batches(loss_fn, params, batches))
+
+
+def require_finite_losses(where: str, losses: Float[Array, "steps"]) -> None:
+    """Raises with the first step whose loss is not finite; silent under tracing."""
+    if is_concrete(losses):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+        shown = f"{losses[bad[0]]} at step {bad[0]}" if bad.size else ""
+        require(not bad.size, where, "the loss must stay finite", shown, "Lower the learning rate")
+
+
+def _loss_among(where: str, values: Mapping[str, Array]) -> Array:
+    advice = "Name the value to be looked at so"
+    require("loss" in values, where, "loss_fn must return a scalar or a dict with loss", ", ".join(values), advice)
+    return values["loss"]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5, 6))
+def _ensemble(
+    tree: Any, plain: Path | None, x: Inputs, ts: Array, batches: Any, f: OutputFn, statistics: Statistics | None
+) -> Float[Array, "n c"]:
+    path = tree if plain is None else plain
+
+    def log_probs(t: Array) -> Array:
+        params = path(t) if statistics is None else statistics(path(t), batches)
+        return jax.nn.log_softmax(f(params, x), axis=-1)
+
+    def member(total: Array, t: Array) -> tuple[Array, None]:
+        return jnp.logaddexp(total, log_probs(t)), None
+
+    shape = jax.eval_shape(log_probs, ts[0])
+    total, _ = jax.lax.scan(member, jnp.full(shape.shape, -jnp.inf, shape.dtype), ts)
+    return total - jnp.log(jnp.asarray(len(ts), total.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4, 5, 6, 7))
 def _evaluate(
-    path: Any, batches: Any, ts: Array, loss_fn: BatchFn, inner: str | int, statistics: Any, mesh: Mesh | None
-) -> PathLoss:
-    if isinstance(path, _Opaque):
-        return _compiled(None, batches, ts, path.path, loss_fn, inner, statistics, mesh)
-    return _compiled(path, batches, ts, None, loss_fn, inner, statistics, mesh)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
-def _compiled(
-    curve: Any,
+    tree: Any,
+    plain: Path | None,
     batches: Any,
     ts: Array,
-    opaque: Path | None,
     loss_fn: BatchFn,
     inner: str | int,
     statistics: Statistics | None,
     mesh: Mesh | None,
 ) -> PathLoss:
-    path = curve if opaque is None else opaque
+    path = tree if plain is None else plain
 
     def at(t: Array) -> dict[str, Array]:
         params = path(t)
@@ -203,7 +239,8 @@ def _compiled(
     values = _over_points(at, ts, inner) if mesh is None else _over_mesh(at, ts, inner, mesh)
     lengths = arc_length(path, ts=ts)
     chord = arc_length(path, ts=ts[jnp.array([0, -1])])[-1]
-    return PathLoss(ts, values, lengths, lengths[-1] / chord)
+    ratio = jnp.where(chord > 0, lengths[-1] / jnp.where(chord > 0, chord, 1), jnp.inf)
+    return PathLoss(ts, values, lengths, ratio)
 
 
 def _over_points(at: Callable[[Array], Any], ts: Array, inner: str | int) -> Any:

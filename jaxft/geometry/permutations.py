@@ -51,8 +51,18 @@ def apply_permutation(params: Params, spec: PermutationSpec, permutation: Permut
       Ainsworth et al. 2022, arXiv 2209.04836, section 2.
     """
     require_permutation("apply_permutation", params, spec, permutation)
-    axes = dict(spec.leaves)
-    return map_named_leaves(lambda path, leaf: permute_leaf(leaf, axes.get(path, ()), permutation), params)
+    axes, moved = dict(spec.leaves), moving(permutation)
+    return map_named_leaves(lambda path, leaf: permute_leaf(leaf, axes.get(path, ()), moved), params)
+
+
+def moving(permutation: Permutation) -> dict[str, Array]:
+    """The groups that move, as far as that is known: gathers of the others would cost and do nothing."""
+    still = [
+        group
+        for group, index in permutation.items()
+        if is_concrete(index) and bool((np.asarray(index) == np.arange(np.shape(index)[-1])).all())
+    ]
+    return {group: jnp.asarray(index) for group, index in permutation.items() if group not in still}
 
 
 def permute_leaf(leaf: Array | np.ndarray, axes: Sequence[UnitAxis], permutation: Permutation) -> Array:
