@@ -30,7 +30,9 @@ class Images(NamedTuple):
     """What was read, and how it was split, for the record of a run."""
 
 
-def load_images(source: str | Path | tuple[str | Path, str | Path], *, test_frac: float = 0.2, seed: int = 0) -> Images:
+def load_images(
+    source: str | Path | tuple[str | Path, ...] | list[str | Path], *, test_frac: float = 0.2, seed: int = 0
+) -> Images:
     """Images and labels of a data set, read from this machine: nothing is downloaded.
 
     A source is
@@ -60,7 +62,10 @@ def load_images(source: str | Path | tuple[str | Path, str | Path], *, test_frac
       >>> images.x_train.shape, images.x_test.shape, images.classes
       ((1437, 8, 8, 1), (360, 8, 8, 1), 10)
     """
-    if isinstance(source, tuple):
+    known = isinstance(source, str | Path | tuple | list) and bool(source)
+    rule = "the source must be 'digits', a path, or a pair of paths"
+    require(known, "load_images", rule, repr(source), "Pass one of them")
+    if isinstance(source, tuple | list):
         rule = "a pair must be two files, images and labels"
         require(len(source) == 2, "load_images", rule, source, "Pass (images, labels)")
         x, y = (read_idx(path) for path in source)
@@ -110,9 +115,10 @@ def split_images(
       ((8, 4, 4, 1), (2,), 2, 'arrays, 2 of 10 for testing by seed 0')
     """
     x, y = _checked(x, y, source)
-    n, test = len(x), math.ceil(test_frac * len(x))
+    n, inside = len(x), 0 < test_frac < 1
+    test = math.ceil(test_frac * n) if inside else 0
     rule = "test_frac must be in (0, 1) and leave both splits an image"
-    require(0 < test_frac < 1 and test < n, "split_images", rule, f"{test_frac} of {n} images", "Use 0.2, say")
+    require(inside and test < n, "split_images", rule, f"{test_frac} of {n} images", "Use 0.2, say")
     order = host_stream(seed, "images").permutation(n)
     held, kept = order[:test], order[test:]
     said = f"{source}, {test} of {n} for testing by seed {seed}"
@@ -120,8 +126,8 @@ def split_images(
 
 
 def images_from_batches(
-    train: Iterable[Mapping[str, Any]],
-    test: Iterable[Mapping[str, Any]] | None = None,
+    train: Iterable[Any],
+    test: Iterable[Any] | None = None,
     *,
     limit: int | None = None,
     image: str = "image",
@@ -231,9 +237,11 @@ def _join(train: Sequence[np.ndarray], test: Sequence[np.ndarray], source: str) 
     return Images(x_train, y_train, x_test, y_test, int(max(y_train.max(), y_test.max())) + 1, source)
 
 
-def _collect(batches: Iterable[Mapping[str, Any]], limit: int | None, image: str, label: str) -> tuple[Any, Any]:
+def _collect(batches: Iterable[Any], limit: int | None, image: str, label: str) -> tuple[Any, Any]:
     images, labels, count, where = [], [], 0, "images_from_batches"
     for batch in batches:
+        rule, kind = "batches must be mappings of images and labels", type(batch).__name__
+        require(isinstance(batch, Mapping), where, rule, kind, "Pass a dict a batch, or arrays to split_images")
         for key, name in ((image, "image"), (label, "label")):
             rule = f"batches must hold the key {key!r}"
             shown = ", ".join(map(repr, batch))
@@ -269,6 +277,8 @@ def _checked(x: np.ndarray, y: np.ndarray, source: str) -> tuple[np.ndarray, np.
     rule = f"{source} must hold a label an image"
     require(len(x) == len(y), where, rule, f"{len(x)} images and {len(y)} labels", "Check that the files go together")
     require(int(y.min()) >= 0, where, f"labels of {source} must be 0 or more", int(y.min()), "Number classes from 0")
+    rule, advice = f"labels of {source} must fit 32 bits", "Number classes from 0"
+    require(int(y.max()) < 2**31, where, rule, int(y.max()), advice)
     pixels = x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)
     rule, advice = f"pixels of {source} must be bytes (0-255) or floats", "Scale them to [0, 1] as float32"
     require(pixels, where, rule, x.dtype, advice)

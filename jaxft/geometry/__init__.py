@@ -85,6 +85,7 @@ from jaxft.geometry.simplexes import (
     simplex_weights,
 )
 from jaxft.geometry.unit_chain import UnitChain, unit_chain
+from jaxft.geometry.unit_statistics import unit_moments
 
 __all__ = [
     "AutoNEBFit",
@@ -170,6 +171,7 @@ __all__ = [
     "task_arithmetic",
     "task_vector",
     "unit_chain",
+    "unit_moments",
     "unstack_points",
     "weight_matching",
     "weighted_average",

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from jaxft.core.checks import nearest, require, require_finite
+from jaxft.core.checks import is_concrete, nearest, require, require_finite
 
 Solver = Literal["scipy", "optax"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
@@ -39,7 +39,8 @@ def solve_assignment(
       The column of each row; on the device if it was solved there.
 
     Raises:
-      UserError: Not square, an unknown solver, or (on concrete input) values that are not finite.
+      UserError: Not square or empty, an unknown solver, traced input for scipy, or (on concrete input) values that are
+        not finite.
 
     Example:
       >>> solve_assignment(np.array([[1.0, 5.0], [3.0, 6.0]])).tolist()
@@ -51,8 +52,13 @@ def solve_assignment(
     where, shape = "solve_assignment", np.shape(similarity)
     square = len(shape) > 1 and shape[-1] == shape[-2]
     require(square, where, "similarity must be square", shape, "Match networks of one width")
+    require(0 not in shape, where, "there must be a unit to assign", shape, "Leave out groups without units")
     require(solver in SOLVERS, where, "unknown solver", repr(solver), nearest(str(solver), SOLVERS))
     require_finite(where, similarity, "similarity")
+    traced = solver == "scipy" and not is_concrete(similarity)
+    require(
+        not traced, where, "scipy works on the host", "a traced similarity", 'Pass solver="optax", or call it outside'
+    )
     if solver == "optax":
         flat = jnp.asarray(similarity).reshape(-1, *shape[-2:])
         return jax.lax.map(_hungarian, flat).reshape(shape[:-1])

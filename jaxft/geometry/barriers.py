@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.spatial.distance
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from jaxft.core.checks import is_concrete, leading_size, nearest, require, require_finite
 from jaxft.core.types import Params
@@ -25,7 +25,7 @@ Baseline = Literal["chord", "mean", "max"]
 
 
 def loss_barrier(
-    losses: Float[Array | np.ndarray, "*paths points"],
+    losses: Real[Array | np.ndarray, "*paths points"],
     *,
     t: Float[Array | np.ndarray, "points"] | None = None,
     baseline: Baseline = "chord",
@@ -63,7 +63,7 @@ def loss_barrier(
 
 
 def convexity_gap(
-    losses: Float[Array | np.ndarray, "*paths points"], *, t: Float[Array | np.ndarray, "points"] | None = None
+    losses: Real[Array | np.ndarray, "*paths points"], *, t: Float[Array | np.ndarray, "points"] | None = None
 ) -> Float[Array, "*paths"]:
     r"""The largest chord barrier on any part of a path, $\max_{i < k < j} [L(t_k) - \text{chord}_{ij}(t_k)]$.
 

@@ -17,6 +17,7 @@ from jaxft.core.types import Params, Transform
 from jaxft.geometry.path_loss import BatchFn, require_finite_losses, scalar_loss
 from jaxft.geometry.paths import Curve, accumulation_dtype
 
+
 class CurveFit(NamedTuple):
     """A fitted curve, and the loss of every step, the mean over its values of t."""
 
@@ -99,30 +100,36 @@ def curve_gradient(
     Reference:
       Garipov et al. 2018, arXiv 1802.10026, section 3.3.
     """
+    return _gradient(loss_fn, curve, batch, ts, slice(None))
+
+
+def _gradient(
+    loss_fn: BatchFn, curve: Curve, batch: Any, ts: Float[Array, "points"], chosen: slice
+) -> tuple[Float[Array, ""], Params]:
+    """Mean loss, and its gradient by the chosen control points."""
     count = ts.shape[0]
+    control = jax.tree.map(lambda c: jax.ShapeDtypeStruct(c[chosen].shape, c.dtype), curve.control)
 
     def loss_at(params: Params) -> Array:
         return scalar_loss("fit_curve", loss_fn, params, batch)
 
     def at(total: tuple[Array, Params], t: Array) -> tuple[tuple[Array, Params], None]:
         loss, gradient = jax.value_and_grad(loss_at)(curve(t))
-        weights = curve.weights(t) / count
+        weights = curve.weights(t)[chosen] / count
 
         def accumulate(s: Array, g: Array) -> Array:
             return s + weights.astype(s.dtype).reshape((-1,) + (1,) * g.ndim) * g.astype(s.dtype)[None]
 
         return (total[0] + loss / count, jax.tree.map(accumulate, total[1], gradient)), None
 
-    def wide(c: Array) -> Array:
-        return jnp.zeros(c.shape, accumulation_dtype(c.dtype))
-
     shape = jax.eval_shape(loss_at, curve(ts[0]))
-    start = jnp.zeros((), shape.dtype), jax.tree.map(wide, curve.control)
+    zeros = jax.tree.map(lambda c: jnp.zeros(c.shape, accumulation_dtype(c.dtype)), control)
+    start = jnp.zeros((), shape.dtype), zeros
     if count == 1:
         (loss, gradient), _ = at(start, ts[0])
     else:
         (loss, gradient), _ = jax.lax.scan(at, start, ts)
-    return loss, jax.tree.map(lambda g, c: g.astype(c.dtype), gradient, curve.control)
+    return loss, jax.tree.map(lambda g, c: g.astype(c.dtype), gradient, control)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "tx", "steps", "n_t"))
@@ -142,10 +149,9 @@ def _fit(
         dtype = jnp.result_type(float)
         u = jax.random.uniform(jax.random.fold_in(key, number), (n_t,), dtype)
         ts = (jnp.arange(n_t, dtype=dtype) + u) / n_t
-        loss, gradient = curve_gradient(loss_fn, whole(interior), batch, ts)
+        loss, gradient = _gradient(loss_fn, whole(interior), batch, ts, slice(1, -1))
         with jax.numpy_dtype_promotion("standard"):  # as optax needs
-            inner = jax.tree.map(lambda g: g[1:-1], gradient)
-            updates, opt_state = tx.update(inner, opt_state, interior)
+            updates, opt_state = tx.update(gradient, opt_state, interior)
             interior = jax.tree.map(lambda p, du: (p + du).astype(p.dtype), interior, updates)
         return (interior, opt_state), loss
 

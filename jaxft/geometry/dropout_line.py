@@ -19,7 +19,7 @@ from jaxft.geometry.dropout_stability import (
     mask_groups,
     scale_readers,
 )
-from jaxft.geometry.path_loss import BatchFn, mean_over_batches
+from jaxft.geometry.path_loss import BatchFn, mean_loss
 from jaxft.geometry.paths import Curve, linear_path
 
 
@@ -88,7 +88,7 @@ def dropout_line(params: Params, spec: PermutationSpec, masks: Masks, *, dropout
       The line, at t = 1 the dropout network.
 
     Raises:
-      UserError: Masks that do not fit, a network that is not finite.
+      UserError: Masks that do not fit, a network that is not finite, or p outside [0, 1).
 
     Example:
       >>> from jaxft.core.units import UnitAxis
@@ -100,6 +100,8 @@ def dropout_line(params: Params, spec: PermutationSpec, masks: Masks, *, dropout
     Reference:
       Kuditipudi et al. 2019, arXiv 1906.06247, lemma 3.
     """
+    inside = dropout_frac is None or 0 <= dropout_frac < 1
+    require(inside, "dropout_line", "dropout_frac must lie in [0, 1)", dropout_frac, "Pass, say, 0.25")
     rescale = True if dropout_frac is None else 1 / (1 - dropout_frac)
     return linear_path(params, dropout_params(params, spec, masks, rescale=rescale))
 
@@ -189,6 +191,6 @@ def _losses(
 ) -> Float[Array, "draws"]:
     def at(draw: dict[str, Array]) -> Array:
         factors = {group: jnp.where(mask, scale, jnp.zeros((), scale.dtype)) for group, mask in draw.items()}
-        return mean_over_batches(loss_fn, scale_readers(params, spec, factors), batches)["loss"]
+        return mean_loss("best_dropout_line", loss_fn, scale_readers(params, spec, factors), batches)
 
     return jax.lax.map(at, masks)

@@ -238,7 +238,9 @@ def permute_live_units(
         sets.append({g: np.asarray(indices[g]) for g in chain.groups})
         for g, found in sets[-1].items():
             n = chain.counts[g]
-            fits = len(set(found.tolist())) == len(found) <= n // 2 and bool(((found >= 0) & (found < n)).all())
+            whole = found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
+            fits = whole and len(set(found.tolist())) == len(found) <= n // 2
+            fits = fits and bool(((found >= 0) & (found < n)).all())
             rule = f"{name} of {g} must be different units of {n}, at most half"
             require(fits and len(found) > 0, where, rule, found.tolist(), "Correct the indices")
     for g in chain.groups:

@@ -13,7 +13,7 @@ from jaxft.core.checks import UserError, is_concrete, message, nearest, require,
 from jaxft.core.rng import stream
 from jaxft.core.types import Params
 from jaxft.core.units import PermutationSpec, UnitAxis, map_named_leaves, unit_counts, unit_stacks
-from jaxft.geometry.path_loss import BatchFn, mean_over_batches
+from jaxft.geometry.path_loss import BatchFn, mean_loss
 from jaxft.geometry.unit_moves import along
 
 Masks = Mapping[str, Any]
@@ -73,6 +73,7 @@ def dropout_masks(
     """
     where = "dropout_masks"
     require(0 < keep_frac <= 1, where, "keep_frac must lie in (0, 1]", keep_frac, "Pass, say, 0.5")
+    require(draws is None or draws > 0, where, "draws must be positive", draws, "Leave it out for one mask")
     counts, stacks = unit_counts(params, spec, where=where), unit_stacks(params, spec)
     masks = {}
     for group in mask_groups(where, spec, groups):
@@ -97,17 +98,23 @@ def complement_masks(masks: Masks, *, at_most_half: bool = True) -> dict[str, Bo
     Returns:
       Masks by group.
 
+    Raises:
+      UserError: A mask that is not boolean.
+
     Example:
       >>> complement_masks({"hidden": jnp.array([True, False, False])})["hidden"].tolist()
       [False, True, False]
     """
 
-    def complement(mask: Any) -> Array:
-        other = ~jnp.asarray(mask)
+    def complement(group: str, mask: Any) -> Array:
+        mask = jnp.asarray(mask)
+        rule = f"the mask of {group} must be boolean"
+        require(mask.dtype == bool, "complement_masks", rule, mask.dtype, "Use dropout_masks, or compare with 0")
+        other = ~mask
         room = jnp.cumsum(other, axis=-1) <= mask.shape[-1] // 2
         return other & room if at_most_half else other
 
-    return {group: complement(mask) for group, mask in masks.items()}
+    return {group: complement(group, mask) for group, mask in masks.items()}
 
 
 def mask_groups(where: str, spec: PermutationSpec, groups: Sequence[str] | None) -> tuple[str, ...]:
@@ -123,6 +130,7 @@ def require_masks(where: str, params: Params, spec: PermutationSpec, masks: Mask
     """Raises unless every mask belongs to a group, is boolean, has its shape and (if concrete) keeps a unit."""
     counts, stacks = unit_counts(params, spec, where=where), unit_stacks(params, spec)
     require(bool(masks), where, "there must be a mask", "none", "Make them with dropout_masks")
+    counted = set[int]()
     for group, mask in masks.items():
         require(group in counts, where, "masks must be of groups of the spec", group, nearest(group, counts))
         shape = (*((stacks[group],) if stacks[group] else ()), counts[group])
@@ -130,9 +138,13 @@ def require_masks(where: str, params: Params, spec: PermutationSpec, masks: Mask
         fits = found == shape and len(np.shape(mask)) == len(shape) + draws and kind == np.dtype(bool)
         got = f"{kind}{list(np.shape(mask))} for {'[draws] + ' if draws else ''}bool{list(shape)}"
         require(fits, where, f"the mask of {group} must be boolean, one entry a unit", got, "Use dropout_masks")
-        if is_concrete(mask):
+        if draws:
+            counted.add(np.shape(mask)[0])
+        if is_concrete(mask) and np.size(mask):
             kept = int(np.asarray(mask).sum(axis=-1).min())
             require(kept > 0, where, f"the mask of {group} must keep a unit", kept, "Keep one or more")
+    several = len(counted) <= 1 and 0 not in counted
+    require(several, where, "all groups must have the same draws, one or more", sorted(counted), "Draw them together")
 
 
 def dropout_params(
@@ -224,22 +236,34 @@ def layer_depths(
 
 
 def start_layer_losses(
-    loss_fn: BatchFn, params: Params, spec: PermutationSpec, masks: Masks, batches: Any, groups: Sequence[str]
-) -> Float[Array, "networks"]:
-    """Loss of the network, then with the last layer dropped, the last two, and so on to all; one at a time."""
-    depths, total = layer_depths(params, spec, groups)
-    factors = {group: keep_factors(masks[group]) for group in groups}
+    where: str,
+    loss_fn: BatchFn,
+    params: Params,
+    spec: PermutationSpec,
+    masks: Masks,
+    batches: Any,
+    groups: Sequence[str],
+) -> tuple[Float[Array, ""], Float[Array, "draws starts"]]:
+    """Loss of the network, and by draw that with the last layer dropped, the last two, and so on to all.
 
-    def at(start: Array) -> Array:
+    One network at a time; the undropped one is looked at once.
+    """
+    depths, total = layer_depths(params, spec, groups)
+    draws = masks[groups[0]].shape[0]
+
+    def at(network: Int[Array, "2"]) -> Array:
+        draw, start = network
+
         def active(group: str) -> Array:
-            drop = jnp.asarray(depths[group]) >= start
-            one = jnp.ones((), factors[group].dtype)
-            return jnp.where(jnp.broadcast_to(drop[..., None], factors[group].shape), factors[group], one)
+            drop, factors = jnp.asarray(depths[group]) >= start, keep_factors(masks[group][draw])
+            return jnp.where(jnp.broadcast_to(drop[..., None], factors.shape), factors, jnp.ones((), factors.dtype))
 
         dropped = scale_readers(params, spec, {group: active(group) for group in groups})
-        return mean_over_batches(loss_fn, dropped, batches)["loss"]
+        return mean_loss(where, loss_fn, dropped, batches)
 
-    return jax.lax.map(at, jnp.arange(total, -1, -1))
+    networks = [(0, total), *((draw, start) for draw in range(draws) for start in range(total - 1, -1, -1))]
+    losses = jax.lax.map(at, jnp.asarray(networks))
+    return losses[0], losses[1:].reshape(draws, total)
 
 
 def dropout_stability(
@@ -296,6 +320,8 @@ def dropout_stability(
         masks = dropout_masks(params, spec, key=key, keep_frac=keep_frac, groups=groups, draws=draws)
     elif masks is None or key is not None:
         raise UserError(message(where, "pass a key or masks", "both or none", "Pass one of them"))
+    for group in groups or ():
+        require(group in masks, where, "groups must have masks", repr(group), nearest(group, masks))
     masks = {group: masks[group] for group in (masks if groups is None else groups)}
     require_masks(where, params, spec, masks, draws=True)
     # A mapping that is traced is put in the order of its keys, so the order of the layers is passed beside it.
@@ -312,8 +338,7 @@ def _stability(
     spec: PermutationSpec,
     groups: tuple[str, ...],
 ) -> DropoutStability:
-    found = jax.lax.map(lambda m: start_layer_losses(loss_fn, params, spec, m, batches, groups), masks)
-    loss, losses = found[0, 0], found[:, 1:]
+    loss, losses = start_layer_losses("dropout_stability", loss_fn, params, spec, masks, batches, groups)
     epsilon = jnp.maximum(losses.max(axis=1) - loss, 0)
     epsilon = jnp.where(jnp.isnan(epsilon), jnp.inf, epsilon)  # a network that overflows is no good choice
     best = epsilon.argmin()

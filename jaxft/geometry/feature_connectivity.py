@@ -15,10 +15,8 @@ from jaxft.core.units import map_named_leaves, named_leaves
 from jaxft.geometry.barriers import Baseline, checked_metric, convexity_gap, loss_barrier
 from jaxft.geometry.merging import interpolate, mix_leaves
 from jaxft.geometry.path_loss import BatchFn, mean_over_batches
-from jaxft.geometry.paths import Path, accumulation_dtype, checked_parameters
-
-UnitsFn = Callable[[Params, Inputs], Mapping[str, Array]]
-"""``units_fn(params, x)``: features of every layer by name, ``[n, ...]``."""
+from jaxft.geometry.paths import Path, accumulation_dtype, checked_parameter, checked_parameters
+from jaxft.geometry.unit_statistics import UnitsFn
 
 
 def leafwise_path(a: Params, b: Params, moving: Callable[[str], bool] | Sequence[str]) -> Path:
@@ -45,15 +43,17 @@ def leafwise_path(a: Params, b: Params, moving: Callable[[str], bool] | Sequence
     where = "leafwise_path"
     require_matching(where, a, b, names=("a", "b"))
     names = list(named_leaves(a))
+    lone = isinstance(moving, str)
+    require(not lone, where, "moving must be a list of beginnings", f"the string {moving!r}", "Put it in brackets")
     moves = moving if callable(moving) else functools.partial(_begins, moving)
-    chosen = {name for name in names if moves(name)}
-    require(bool(chosen), where, "a leaf must move", "none", f"Paths are like {names[0]}")
-    leaves_b = named_leaves(b)
+    require(any(moves(name) for name in names), where, "a leaf must move", "none", f"Paths are like {names[0]}")
+    return jax.tree_util.Partial(_leafwise, a, map_named_leaves(lambda name, x: x if moves(name) else None, b))
 
-    def path(t: Any) -> Params:
-        return map_named_leaves(lambda name, x: interpolate(x, leaves_b[name], t) if name in chosen else x, a)
 
-    return path
+def _leafwise(a: Params, moved: Params, t: Any) -> Params:
+    """The line to ``moved``, which has None where a leaf stays."""
+    t = checked_parameter("leafwise_path", t)
+    return jax.tree.map(lambda x, y: x if y is None else interpolate(x, y, t), a, moved)
 
 
 class LayerwiseBarriers(NamedTuple):
@@ -183,7 +183,10 @@ def feature_connectivity(
     require_matching(where, a, b, names=("a", "b"))
     require_finite(where, (a, b), "a and b")
     ts = checked_parameters(where, np.array([0.25, 0.5, 0.75]) if ts is None else ts)
-    leading_size(where, dict(jax.eval_shape(units_fn, a, x)))
+    found = jax.eval_shape(units_fn, a, x)
+    named = isinstance(found, Mapping)
+    require(named, where, "units_fn must return a mapping", type(found).__name__, "Return features by layer")
+    leading_size(where, dict(found))
     return _feature_connectivity(units_fn, a, b, x, ts)
 
 

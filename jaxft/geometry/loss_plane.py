@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxft.core.checks import leading_size, require
+from jaxft.core.checks import is_concrete, leading_size, require
 from jaxft.core.trees import tree_axpy, tree_norm, tree_scale, tree_sub, tree_vdot
 from jaxft.core.types import Params
 from jaxft.geometry.path_loss import BatchFn, Statistics, mean_over_batches
-from jaxft.geometry.paths import linear_path, stack_points
+from jaxft.geometry.paths import require_ends, stack_points, widened
 
 
 class LossPlane(NamedTuple):
@@ -24,12 +24,13 @@ class LossPlane(NamedTuple):
     corners: Float[Array, "3 2"]
     """Where the three points lie."""
     origin: Params
+    """The first point; like the axes in one dtype, float32 or a wider one of its leaves."""
     axes: Params
     """Two orthonormal directions, stacked on axis 0 of every leaf."""
 
     def coordinates(self, params: Params) -> Float[Array, "2"]:
         """Where the projection of a point to the plane lies."""
-        away = tree_sub(params, self.origin)
+        away = tree_sub(widened(params), self.origin)
         return jnp.stack([tree_vdot(_row(self.axes, k), away) for k in range(2)])
 
 
@@ -77,28 +78,47 @@ def loss_plane(
       Garipov et al. 2018, arXiv 1802.10026, appendix A.2.
     """
     where = "loss_plane"
-    linear_path(a, b), linear_path(a, c)  # what they require of points is required here
+    require_ends(where, a, b)
+    require_ends(where, a, c, names=("a", "c"))
     require(points >= 2, where, "a grid needs 2 points along an axis", points, "Raise points")
     leading_size(where, batches)
-    along, other = tree_sub(b, a), tree_sub(c, a)
+    origin = widened(a)
+    along, other = tree_sub(widened(b), origin), tree_sub(widened(c), origin)
     width = tree_norm(along)
     u = tree_scale(1 / jnp.where(width > 0, width, 1), along)
     across = tree_axpy(-tree_vdot(u, other), u, other)
     height = tree_norm(across)
-    flat = not (float(width) > 0 and float(height) > 1e-5 * float(tree_norm(other)))
-    require(not flat, where, "three points must span a plane", "points on a line", "Choose another third point")
+    flat = ~((width > 0) & (height > 1e-5 * tree_norm(other)))
+    require(
+        not (is_concrete(flat) and bool(flat)),
+        where,
+        "three points must span a plane",
+        "points on a line",
+        "Choose another third point",
+    )
     axes = stack_points([u, tree_scale(1 / height, across)])
     corners = jnp.stack([jnp.zeros(2, width.dtype), jnp.stack([width, 0 * width]), _pair(tree_vdot(u, other), height)])
     x, y = (_room(corners[:, k], margin, points) for k in range(2))
-    return LossPlane(x, y, _grid(a, axes, x, y, batches, loss_fn, statistics), corners, a, axes)
+    values = _grid(a, origin, axes, x, y, batches, loss_fn, statistics)
+    return LossPlane(x, y, values, corners, origin, axes)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(6, 7))
 def _grid(
-    origin: Params, axes: Params, x: Array, y: Array, batches: Any, loss_fn: BatchFn, statistics: Statistics | None
+    like: Params,
+    origin: Params,
+    axes: Params,
+    x: Array,
+    y: Array,
+    batches: Any,
+    loss_fn: BatchFn,
+    statistics: Statistics | None,
 ) -> dict[str, Array]:
+    """Values on the grid, of points in the dtypes of ``like``."""
+
     def at(place: Array) -> dict[str, Array]:
-        params = tree_axpy(place[0], _row(axes, 0), tree_axpy(place[1], _row(axes, 1), origin))
+        point = tree_axpy(place[0], _row(axes, 0), tree_axpy(place[1], _row(axes, 1), origin))
+        params = jax.tree.map(lambda p, leaf: p.astype(jnp.result_type(leaf)), point, like)
         return mean_over_batches(loss_fn, params if statistics is None else statistics(params, batches), batches)
 
     places = jnp.stack(jnp.meshgrid(x, y), axis=-1)

@@ -59,8 +59,9 @@ def weight_matching(
     r"""Permutation P that brings b near to a: a local maximum of $\langle a, P b \rangle$, minimum of $\|a - P b\|$.
 
     Coordinate descent: given the permutations of all other groups, the best one of a group is a linear assignment. The
-    order of groups is random in every sweep; a group is solved again only after a group that shares a leaf with it has
-    changed, which is exact. The objective never falls. Groups that share no leaf (the hidden units of the MLPs of a
+    order of groups is random, save that the first sweep begins with those of which most can be told without the others,
+    such as a residual stream with its embeddings. A group is solved again only after a group that shares a leaf with it
+    has changed, which is exact. The objective never falls. Groups that share no leaf (the hidden units of the MLPs of a
     transformer) are each optimal after one sweep. Where a leaf has a group on two axes the assignment is of the
     linearised objective, and is taken if the objective rises.
 
@@ -73,7 +74,7 @@ def weight_matching(
       groups: Groups to be matched; the others stay as in ``start``.
       start: First permutation; ``None`` is the identity.
       max_sweeps: Sweeps after which it stops, if something still changes.
-      restarts: Descents, all but the first from a random permutation; the best is returned.
+      restarts: Descents, all but the first from a random permutation in random order; the best is returned.
 
     Returns:
       The permutation, the permuted b, and the objective by sweep.
@@ -112,7 +113,8 @@ def weight_matching(
     for i in range(restarts):
         drawn = random_permutation(spec, a, key=stream(key, "restart", i)) if i else {}
         begin = {**first, **{group: drawn[group] for group in chosen if i}}
-        found.append(_descend(*sides, spec, chosen, begin, stream(key, "order", i), solver, max_sweeps))
+        order = stream(key, "order", i)
+        found.append(_descend(*sides, spec, chosen, begin, order, solver, max_sweeps, first_by_evidence=i == 0))
     best, objective = max(found, key=lambda pair: pair[1][-1])
     permutation = {group: jnp.asarray(index, jnp.int32) for group, index in best.items()}
     return Matching(permutation, apply_permutation(b, spec, permutation), np.asarray(objective))
@@ -142,6 +144,8 @@ def _descend(
     key: Array,
     solver: Solver,
     max_sweeps: int,
+    *,
+    first_by_evidence: bool,
 ) -> tuple[dict[str, Array | np.ndarray], list[float]]:
     permutation, pending = dict(start), set(groups)
     objective = [_objective(a, b, spec, permutation)]
@@ -149,8 +153,11 @@ def _descend(
         if not pending:
             break
         gained = 0.0
-        for i in np.asarray(jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))):
-            group = groups[i]
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, sweep), len(groups)))
+        drawn = [groups[i] for i in order]
+        if first_by_evidence and not sweep:
+            drawn.sort(key=lambda group: -_evidence(a, spec, group, groups))
+        for group in drawn:
             if group not in pending:
                 continue
             pending.remove(group)
@@ -161,6 +168,13 @@ def _descend(
                 pending |= _neighbours(spec, group) & set(groups)
         objective.append(objective[-1] + gained)
     return permutation, objective
+
+
+def _evidence(leaves: Leaves, spec: PermutationSpec, group: str, groups: Sequence[str]) -> float:
+    """Share of what belongs to a group that no other group in question lies on: what its first match can go by."""
+    sizes = {path: {axis.units for axis in axes} & set(groups) for path, axes in spec.leaves}
+    own = [(leaves[path].size, units == {group}) for path, units in sizes.items() if group in units]
+    return sum(size for size, alone in own if alone) / max(sum(size for size, _ in own), 1)
 
 
 def _neighbours(spec: PermutationSpec, group: str) -> set[str]:

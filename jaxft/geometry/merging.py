@@ -18,7 +18,7 @@ from jaxft.core.checks import is_concrete, nearest, require, require_matching
 from jaxft.core.trees import tree_sub
 from jaxft.core.types import Params
 from jaxft.core.units import map_named_leaves, named_leaves
-from jaxft.geometry.paths import accumulation_dtype
+from jaxft.geometry.paths import accumulation_dtype, require_floats
 
 Weight = int | float | Float[Array | np.ndarray, ""]
 
@@ -38,13 +38,14 @@ def interpolate(a: Params, b: Params, t: Weight) -> Params:
       The mixed model.
 
     Raises:
-      UserError: The trees do not match; the leaves are listed.
+      UserError: The trees do not match, or have leaves of integers; the leaves are listed.
 
     Example:
       >>> interpolate({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, 0.25)["w"].tolist()
       [0.25, 0.25]
     """
     require_matching("interpolate", a, b, names=("a", "b"))
+    require_floats("interpolate", a, "a")
     return jax.tree.map(lambda x, y: mix_leaves([x, y], [1 - t, t]), a, b)
 
 
@@ -81,6 +82,7 @@ def weighted_average(
     require(len(models) > 0, where, "there must be a model", "none", "Pass one or more")
     for i, model in enumerate(models[1:], 1):
         require_matching(where, models[0], model, names=("model 0", f"model {i}"))
+    require_floats(where, models[0], "a model")
     weights = [1 / len(models)] * len(models) if weights is None else list(weights)
     fits = len(weights) == len(models)
     require(fits, where, "there must be a weight a model", f"{len(weights)} for {len(models)}", "Pass as many")
@@ -137,6 +139,7 @@ def task_arithmetic(
     require(len(finetuned) > 0, where, "there must be a fine-tuned model", "none", "Pass one or more")
     for i, model in enumerate(finetuned):
         require_matching(where, base, model, names=("base", f"model {i}"))
+    require_floats(where, base, "base")
     many = isinstance(scales, list | tuple) or np.ndim(scales) > 0
     steps: list[Any] = list(scales) if many else [scales] * len(finetuned)  # pyright: ignore[reportArgumentType]
     fits = len(steps) == len(finetuned)
@@ -175,6 +178,7 @@ def layer_profile(
     """
     where = "layer_profile"
     require_matching(where, a, b, names=("a", "b"))
+    require_floats(where, a, "a")
     names = list(named_leaves(a))
     idle = [pattern for pattern in profile if not any(re.search(pattern, name) for name in names)]
     require(not idle, where, "every pattern must match a leaf", ", ".join(idle), f"Paths are like {names[0]}")
@@ -205,7 +209,8 @@ def interpolate_adapters(
     ``delta``: adapters of the change $(1 - t) A_a B_a + t A_b B_b$, exactly, as factors of rank $r_a + r_b$: what
     interpolating the merged weights does. ``factors``: $(1 - t) A_a + t A_b$ and the same of B, of one rank r; the
     change is then quadratic in t and less by $t (1 - t) (A_a - A_b)(B_a - B_b)$, so that two sets of factors of one
-    change give another in between.
+    change give another in between. A scale on the change must be the same for both sets and is kept: one of the form
+    alpha / r stays that of the parts, though the rank of ``delta`` is their sum.
 
     Args:
       a: Adapters at t = 0: path of a leaf -> ``lora_a [..., d_in, r]``, ``lora_b [..., r, d_out]``.
@@ -259,9 +264,10 @@ def interpolate_adapters(
 
 def mix_leaves(leaves: Sequence[Array | np.ndarray], weights: Sequence[Any]) -> Array:
     """Weighted sum of leaves in float32 or better, in their dtype; a weight is a scalar or broadcasts."""
-    dtype = accumulation_dtype(leaves[0].dtype)
+    kept = jnp.result_type(leaves[0])
+    dtype = accumulation_dtype(kept)
     terms = [jnp.asarray(w, dtype) * jnp.asarray(x, dtype) for x, w in zip(leaves, weights, strict=True)]
     total = terms[0]
     for term in terms[1:]:
         total = total + term
-    return total.astype(leaves[0].dtype)
+    return total.astype(kept)

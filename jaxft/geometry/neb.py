@@ -6,7 +6,6 @@ points too, so that noise of the batch does not bend the tangents.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxft.core.checks import is_concrete, leading_size, require, require_matching
 from jaxft.core.trees import tree_add, tree_axpy, tree_norm, tree_scale, tree_sub, tree_vdot
 from jaxft.core.types import Params, Transform
-from jaxft.geometry.path_loss import BatchFn, mean_over_batches
+from jaxft.geometry.path_loss import BatchFn, mean_loss, require_finite_losses, scalar_loss
 from jaxft.geometry.paths import Curve, init_curve
 
 
@@ -101,23 +100,12 @@ def fit_neb(
         apart = float(tree_norm(tree_sub(a, b))) > 0
         require(apart, where, "the ends must differ", "the same point twice", "Pass two minima")
     points = (line if start is None else _checked_start(where, start, a, b)).control
-    one = jax.eval_shape(lambda p, x: scalar_loss(loss_fn, p, _batch(x, jnp.int32(0))), a, batches)
-    require(one.shape == (), where, "loss_fn must return a scalar", f"shape {one.shape}", "Take the mean of the batch")
     climb = steps if climb_after is None else climb_after
     place = chain_places(points)[0]
     options = {"loss_fn": loss_fn, "tx": tx, "steps": steps, "spring": spring}
     points, losses, pivot_losses = _fit(points, batches, climb, place / place[-1], **options)
-    if is_concrete(losses):
-        bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-        shown = f"{losses[bad[0]]} at step {bad[0]}" if bad.size else ""
-        require(not bad.size, where, "the loss must stay finite", shown, "Lower the learning rate")
+    require_finite_losses(where, losses)
     return NEBFit(Curve(points, "polychain"), pivot_losses, pivot_losses.max(), losses)
-
-
-def scalar_loss(loss_fn: BatchFn, params: Params, batch: Any) -> Array:
-    """The loss of a batch, whether ``loss_fn`` returns it alone or in a dict."""
-    value = loss_fn(params, batch)
-    return jnp.asarray(value["loss"] if isinstance(value, Mapping) else value)
 
 
 def _checked_start(where: str, start: Curve, a: Params, b: Params) -> Curve:
@@ -158,12 +146,14 @@ def _fit(
     """
     count = leading_size("fit_neb", batches)
     ends = jax.tree.map(lambda x: x[jnp.array([0, -1])], points)
-    end_losses = jax.lax.map(lambda x: jax.lax.map(lambda p: scalar_loss(loss_fn, p, x), ends), batches)
+    end_losses = jax.lax.map(lambda x: jax.lax.map(lambda p: scalar_loss("fit_neb", loss_fn, p, x), ends), batches)
 
     def step(carry: Any, at: Array) -> tuple[Any, Array]:
         points, state = carry
         inner, batch = jax.tree.map(lambda x: x[1:-1], points), _batch(batches, at % count)
-        inner_losses, grads = jax.lax.map(jax.value_and_grad(lambda p: scalar_loss(loss_fn, p, batch)), inner)
+        inner_losses, grads = jax.lax.map(
+            jax.value_and_grad(lambda p: scalar_loss("fit_neb", loss_fn, p, batch)), inner
+        )
         first, last = end_losses[at % count]
         losses = jnp.concatenate([first[None], inner_losses, last[None]])
         # Which pivot climbs, if one does: the highest; -1 is none.
@@ -179,7 +169,7 @@ def _fit(
     with jax.numpy_dtype_promotion("standard"):  # as optax needs
         state = tx.init(jax.tree.map(lambda x: x[1:-1], points))
     (points, _), losses = jax.lax.scan(step, (points, state), jnp.arange(steps))
-    return points, losses, jax.lax.map(lambda p: mean_over_batches(loss_fn, p, batches)["loss"], points)
+    return points, losses, jax.lax.map(lambda p: mean_loss("fit_neb", loss_fn, p, batches), points)
 
 
 def _normal_gradients(

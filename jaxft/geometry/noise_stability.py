@@ -14,11 +14,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
 from jaxft.core.checks import is_concrete, require, require_finite
 from jaxft.core.types import Params
 from jaxft.core.units import PermutationSpec, named_leaves
+from jaxft.geometry.paths import require_floats, widened
 from jaxft.geometry.unit_chain import unit_chain
 
 LIPSCHITZ = math.sqrt(2)
@@ -55,7 +56,7 @@ class NoiseStability(NamedTuple):
 
 def noise_stability(
     weights: Sequence[Float[Array | np.ndarray, "_ _"]],
-    x: Float[Array | np.ndarray, "n d"],
+    x: Real[Array | np.ndarray, "n d"],
     *,
     key: Array,
     noise: Noise = "gaussian",
@@ -113,10 +114,12 @@ def noise_stability(
     require(0 < dropout_frac < 1, where, "dropout_frac must lie in (0, 1)", dropout_frac, "Pass, say, 0.5")
     require(noise in ("gaussian", "dropout"), where, "noise must be gaussian or dropout", repr(noise), "Pass one")
     require(draws > 0, where, "draws must be positive", draws, "Pass, say, 12")
+    require_floats(where, list(weights), "weights")
     require_finite(where, (list(weights), x), "weights and x")
     chance = math.log(shapes[-1][1]) if baseline is None else baseline
-    arrays = [jnp.asarray(w) for w in weights]
-    found = _quantities(arrays, jnp.asarray(x), key, noise == "dropout", draws, noise_frac, dropout_frac)
+    # In float32 or better: singular values exist in no narrower dtype, and sums would be rounded.
+    *arrays, x = jax.tree.leaves(widened([*weights, jnp.asarray(x, jnp.result_type(weights[0]))]))
+    found = _quantities(arrays, x, key, noise == "dropout", draws, noise_frac, dropout_frac)
     return _assembled(found, arrays, lipschitz, chance, dropout_frac)
 
 

@@ -101,4 +101,6 @@ def _losses(
     spec: PermutationSpec,
     groups: tuple[str, ...],
 ) -> Float[Array, "networks"]:
-    return start_layer_losses(loss_fn, params, spec, masks, batches, groups)
+    draw = {group: mask[None] for group, mask in masks.items()}
+    loss, losses = start_layer_losses("path_certificate", loss_fn, params, spec, draw, batches, groups)
+    return jnp.concatenate([loss[None], losses[0]])

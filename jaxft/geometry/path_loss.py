@@ -134,25 +134,31 @@ def path_ensemble(
     return _ensemble(*split_path(path), x, ts, batches, f, statistics)
 
 
-def mean_over_batches(loss_fn: BatchFn, params: Params, batches: Any) -> dict[str, Float[Array, ""]]:
+def mean_over_batches(
+    loss_fn: BatchFn, params: Params, batches: Any, *, where: str = "mean_over_batches"
+) -> dict[str, Float[Array, ""]]:
     """Means by name over batches of one size, one batch at a time.
 
     Args:
       loss_fn: Mean loss of a batch, or a mapping of means.
       params: The network.
       batches: Tree with a leading axis of batches.
+      where: Who asks, for messages.
 
     Returns:
       Means over all examples; of a function that returns a scalar, as ``loss``.
+
+    Raises:
+      UserError: Batches without a common leading axis, or a value that is no scalar.
 
     Example:
       >>> float(mean_over_batches(lambda p, x: jnp.mean(p * x), jnp.array(2.0), jnp.arange(4.0).reshape(2, 2))["loss"])
       3.0
     """
-    count = leading_size("mean_over_batches", batches)
+    count = leading_size(where, batches)
 
     def one(batch: Any) -> dict[str, Array]:
-        return named_means("mean_over_batches", loss_fn, params, batch)
+        return named_means(where, loss_fn, params, batch)
 
     if count == 1:
         return one(jax.tree.map(lambda x: x[0], batches))
@@ -184,7 +190,7 @@ def scalar_loss(where: str, loss_fn: BatchFn, params: Params, batch: Any) -> Flo
 
 def mean_loss(where: str, loss_fn: BatchFn, params: Params, batches: Any) -> Float[Array, ""]:
     """The loss over batches of one size, as of ``mean_over_batches``; errors as of ``scalar_loss``."""
-    return _loss_among(where, mean_over_batches(loss_fn, params, batches))
+    return _loss_among(where, mean_over_batches(loss_fn, params, batches, where=where))
 
 
 def require_finite_losses(where: str, losses: Float[Array, "steps"]) -> None:
@@ -234,7 +240,8 @@ def _evaluate(
 
     def at(t: Array) -> dict[str, Array]:
         params = path(t)
-        return mean_over_batches(loss_fn, params if statistics is None else statistics(params, batches), batches)
+        params = params if statistics is None else statistics(params, batches)
+        return mean_over_batches(loss_fn, params, batches, where="eval_path")
 
     values = _over_points(at, ts, inner) if mesh is None else _over_mesh(at, ts, inner, mesh)
     lengths = arc_length(path, ts=ts)

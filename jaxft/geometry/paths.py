@@ -5,6 +5,7 @@ are stacked on axis 0 of every leaf: one tree serves every architecture, and jit
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,10 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxft.core.checks import (
-    UserError,
     is_concrete,
     leading_size,
-    message,
     path_name,
     require,
     require_finite,
@@ -66,7 +65,7 @@ class Curve:
 
     def weights(self, t: Any) -> Float[Array, "points"]:
         """Weight of every control point at t; they sum to 1."""
-        t = _parameter("Curve", t)
+        t = checked_parameter("Curve", t)
         if self.family == "bezier":
             # The recurrence of Pascal's triangle: exact at both ends, and with a finite derivative there.
             w = jnp.ones((1,), t.dtype)
@@ -79,7 +78,11 @@ class Curve:
 
     def __call__(self, t: Any) -> Params:
         """The point at t, in the dtypes of the control points; it is summed in float32 or better."""
-        t = _parameter("Curve", t)
+        return jax.tree.map(lambda x, c: x.astype(jnp.result_type(c)), self.unrounded(t), self.control)
+
+    def unrounded(self, t: Any) -> Params:
+        """The point at t as it is summed: in float32, or the dtype of the control points if that is wider."""
+        t = checked_parameter("Curve", t)
         if self.family == "bezier":
             weights = self.weights(t)
             return jax.tree.map(lambda c: _mix(list(c), list(weights)), self.control)
@@ -137,7 +140,7 @@ def linear_path(a: Params, b: Params) -> Curve:
       >>> linear_path({"w": jnp.zeros(2)}, {"w": jnp.ones(2)})(0.25)["w"].tolist()
       [0.25, 0.25]
     """
-    _check_ends("linear_path", a, b)
+    require_ends("linear_path", a, b)
     return Curve(stack_points([a, b]), "polychain")
 
 
@@ -167,11 +170,12 @@ def polychain(points: Sequence[Params], *, knots: Float[Array | np.ndarray, "poi
     if knots is None:
         return Curve(stack_points(points), "polychain")
     require(np.shape(knots) == (len(points),), where, "there must be a knot a point", np.shape(knots), "Pass as many")
+    knots = jnp.asarray(knots, jnp.result_type(float))
     if is_concrete(knots):
-        steps = np.diff(np.asarray(knots))
+        steps = np.diff(np.asarray(knots))  # of what the path will use: float64 may rise where float32 does not
         rises = bool((steps > 0).all()) and float(knots[0]) == 0 and float(knots[-1]) == 1
         require(rises, where, "knots must rise from 0 to 1", np.asarray(knots).tolist(), "Sort and rescale them")
-    return Curve(stack_points(points), "polychain", jnp.asarray(knots))
+    return Curve(stack_points(points), "polychain", knots)
 
 
 def init_curve(a: Params, b: Params, *, n_bends: int = 1, family: Family = "bezier") -> Curve:
@@ -193,7 +197,7 @@ def init_curve(a: Params, b: Params, *, n_bends: int = 1, family: Family = "bezi
       >>> init_curve({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, n_bends=3).control["w"][:, 0].tolist()
       [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    _check_ends("init_curve", a, b)
+    require_ends("init_curve", a, b)
     require(n_bends >= 0, "init_curve", "n_bends must not be negative", n_bends, "Pass the number of interior points")
     known = family in ("bezier", "polychain")
     require(known, "init_curve", "family must be bezier or polychain", repr(family), "Pass one of them")
@@ -227,27 +231,32 @@ def slerp_path(a: Params, b: Params, *, by_leaf: bool = False) -> Path:
     Reference:
       Shoemake 1985, "Animating rotation with quaternion curves".
     """
-    _check_ends("slerp_path", a, b)
+    require_ends("slerp_path", a, b)
+    a, b = jax.tree.map(jnp.asarray, (a, b))
+    return jax.tree_util.Partial(_arcs if by_leaf else _arc, a, b)
 
-    def arc(t: Array, x: Params, y: Params) -> Params:
-        product = tree_norm(x) * tree_norm(y)
-        cosine = tree_vdot(x, y) / jnp.where(product > 0, product, 1)
-        angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-        curved = (jnp.abs(cosine) < 1 - 1e-6) & (product > 0)
-        sine = jnp.where(curved, jnp.sin(angle), 1)
-        t = t.astype(angle.dtype)
-        w = jnp.where(curved, jnp.sin((1 - t) * angle) / sine, 1 - t), jnp.where(curved, jnp.sin(t * angle) / sine, t)
-        return jax.tree.map(lambda p, q: _mix([p, q], list(w)), x, y)
 
-    def path(t: Any) -> Params:
-        t = _parameter("slerp_path", t)
-        return jax.tree.map(lambda x, y: arc(t, x, y), a, b) if by_leaf else arc(t, a, b)
+def _arc(a: Params, b: Params, t: Any) -> Params:
+    t, wide_a, wide_b = checked_parameter("slerp_path", t), widened(a), widened(b)
+    product = tree_norm(wide_a) * tree_norm(wide_b)
+    cosine = tree_vdot(wide_a, wide_b) / jnp.where(product > 0, product, 1)
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    curved = (jnp.abs(cosine) < 1 - 1e-6) & (product > 0)
+    sine = jnp.where(curved, jnp.sin(angle), 1)
+    t = t.astype(angle.dtype)
+    w = jnp.where(curved, jnp.sin((1 - t) * angle) / sine, 1 - t), jnp.where(curved, jnp.sin(t * angle) / sine, t)
+    return jax.tree.map(lambda p, q: _mix([p, q], list(w)).astype(p.dtype), a, b)
 
-    return path
+
+def _arcs(a: Params, b: Params, t: Any) -> Params:
+    return jax.tree.map(lambda x, y: _arc(x, y, t), a, b)
 
 
 def arc_length(path: Path, *, ts: Float[Array | np.ndarray, "points"] | None = None) -> Float[Array, "points"]:
     """Length of a path from its start to each t, summed over chords.
+
+    Curves are measured before rounding to the dtype of their points: in bfloat16 a line would be a staircase, longer
+    than the line. Other paths are measured as they are.
 
     Args:
       path: The path; its last length over the first chord of the ends is the length ratio.
@@ -264,49 +273,73 @@ def arc_length(path: Path, *, ts: Float[Array | np.ndarray, "points"] | None = N
       5.0
     """
     ts = checked_parameters("arc_length", ts)
+    # A plain function compiled here would be kept, with the points it closes over, for no second use.
+    return _lengths(path, ts) if split_path(path)[1] else _compiled_lengths(path, ts)
+
+
+def _lengths(path: Path, ts: Float[Array, "points"]) -> Float[Array, "points"]:
+    def at(t: Array) -> Params:
+        return widened(path.unrounded(t) if isinstance(path, Curve) else path(t))
 
     def step(last: Params, t: Array) -> tuple[Params, Array]:
-        point = path(t)
+        point = at(t)
         return point, tree_norm(tree_sub(point, last))
 
-    _, chords = jax.lax.scan(step, path(ts[0]), ts[1:])
+    _, chords = jax.lax.scan(step, at(ts[0]), ts[1:])
     return jnp.concatenate([jnp.zeros((1,), chords.dtype), jnp.cumsum(chords)])
 
 
-def reparametrise(curve: Curve, *, points: int = 257) -> Path:
+_compiled_lengths = jax.jit(_lengths)
+
+
+def reparametrise(path: Path, *, points: int = 257) -> Path:
     """The same path at constant speed: s in [0, 1] is the part of the length that lies behind.
 
     Args:
-      curve: The curve.
-      points: Chords (less one) by which a Bézier curve is measured; a polychain is exact.
+      path: A curve, or any other path.
+      points: Chords (less one) by which a path is measured; a polychain is exact.
 
     Returns:
       A polychain with other knots, or a path that looks t up by arc length.
 
     Raises:
-      UserError: Fewer than 2 points, or a curve of length 0.
+      UserError: Fewer than 2 points, or a path of length 0.
 
     Example:
       >>> bent = polychain([{"w": jnp.array([x])} for x in (0.0, 3.0, 4.0)])
       >>> reparametrise(bent)(0.75)["w"].tolist()
       [3.0]
     """
-    require(points >= 2, "reparametrise", "it takes 2 or more points", points, "Raise points")
-    chain = curve.family == "polychain"
-    ts = curve.knots if chain and curve.knots is not None else jnp.linspace(0, 1, curve.n_points if chain else points)
-    lengths = arc_length(curve, ts=ts)
+    where = "reparametrise"
+    require(points >= 2, where, "it takes 2 or more points", points, "Raise points")
+    chain = path if isinstance(path, Curve) and path.family == "polychain" else None
+    uneven = None if chain is None else chain.knots
+    ts = jnp.linspace(0, 1, points if chain is None else chain.n_points) if uneven is None else uneven
+    lengths = arc_length(path, ts=ts)
     if is_concrete(lengths):
-        require(float(lengths[-1]) > 0, "reparametrise", "the curve must have a length", 0.0, "Pass two points")
+        require(float(lengths[-1]) > 0, where, "the path must have a length", 0.0, "Pass two points")
     s = lengths / lengths[-1]
-    if chain and not (is_concrete(s) and bool((jnp.diff(s) > 0).all())):
-        chain = False  # control points that coincide leave a polychain without knots of its own
-    if chain:
-        return dataclasses.replace(curve, knots=s.at[0].set(0.0).at[-1].set(1.0))
+    # Control points that coincide leave a polychain without knots of its own.
+    if chain is not None and is_concrete(s) and bool((jnp.diff(s) > 0).all()):
+        return dataclasses.replace(chain, knots=s.at[0].set(0.0).at[-1].set(1.0))
+    tree, plain = split_path(path)
+    at_length = _at_length if plain is None else functools.partial(_at_length, plain)
+    return jax.tree_util.Partial(at_length, *(() if plain else (tree,)), s, ts.astype(s.dtype))
 
-    def path(at: Any) -> Params:
-        return curve(jnp.interp(_parameter("reparametrise", at).astype(s.dtype), s, ts.astype(s.dtype)))
 
-    return path
+def _at_length(path: Path, lengths: Array, ts: Array, at: Any) -> Params:
+    return path(jnp.interp(checked_parameter("reparametrise", at).astype(lengths.dtype), lengths, ts))
+
+
+def split_path(path: Path) -> tuple[Any, Path | None]:
+    """A path for a compiled function: as a tree of arrays that are passed, or as a function that is compiled in.
+
+    Example:
+      >>> curve = linear_path({"w": jnp.zeros(2)}, {"w": jnp.ones(2)})
+      >>> split_path(curve) == (curve, None), split_path(abs) == (None, abs)
+      (True, True)
+    """
+    return (None, path) if jax.tree_util.all_leaves([path]) else (path, None)
 
 
 def checked_parameters(where: str, ts: Any, points: int = POINTS) -> Float[Array, "points"]:
@@ -334,7 +367,20 @@ def accumulation_dtype(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def _parameter(where: str, t: Any) -> Array:
+def widened(params: Params) -> Params:
+    """All leaves in one dtype: that of sums over the widest of them.
+
+    Example:
+      >>> [x.dtype.name for x in widened([jnp.ones(2, jnp.bfloat16), jnp.ones(2)])]
+      ['float32', 'float32']
+    """
+    dtypes = [accumulation_dtype(jnp.result_type(x)) for x in jax.tree.leaves(params)]
+    dtype = max(dtypes, key=lambda d: jnp.finfo(d).bits)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+
+def checked_parameter(where: str, t: Any) -> Float[Array, ""]:
+    """One value of t as an array, if it is a scalar in [0, 1]."""
     shape = np.shape(t)
     require(shape == (), where, "t must be a scalar", f"shape {shape}", "Use jax.vmap or jax.lax.map over t")
     if is_concrete(t):
@@ -343,25 +389,33 @@ def _parameter(where: str, t: Any) -> Array:
 
 
 def _mix(points: list[Array], weights: list[Array]) -> Array:
-    """Weighted sum of arrays: products of elements, since a matrix product may round to bfloat16 on accelerators."""
+    """Weighted sum of arrays: products of elements, since a matrix product may round to bfloat16 on accelerators.
+
+    In the dtype that sums are taken in.
+    """
     dtype = accumulation_dtype(points[0].dtype)
     total = weights[0].astype(dtype) * points[0].astype(dtype)
     for point, weight in zip(points[1:], weights[1:], strict=True):
         total = total + weight.astype(dtype) * point.astype(dtype)
-    return total.astype(points[0].dtype)
+    return total
 
 
-def _check_ends(where: str, a: Params, b: Params) -> None:
-    require_matching(where, a, b, names=("a", "b"))
-    _check_point(where, a, "a")
-    _check_point(where, b, "b")
+def require_ends(where: str, a: Params, b: Params, *, names: tuple[str, str] = ("a", "b")) -> None:
+    """Raises unless two points are of one model, finite, and of floats alone."""
+    require_matching(where, a, b, names=names)
+    _check_point(where, a, names[0])
+    _check_point(where, b, names[1])
 
 
 def _check_point(where: str, point: Params, name: str = "every point") -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(point)
+    require_floats(where, point, name)
+    require_finite(where, point, name)
+
+
+def require_floats(where: str, params: Params, name: str) -> None:
+    """Raises unless a tree has leaves, all of them of floats; those that are not are named."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     require(bool(leaves), where, f"{name} must have leaves", "an empty tree", "Pass the parameters of a model")
     bad = [path_name(p) for p, x in leaves if not jnp.issubdtype(jnp.result_type(x), jnp.floating)]
-    if bad:
-        text = "Pass the float leaves alone (core.trees.tree_partition) and put the others back"
-        raise UserError(message(where, f"{name} must have float leaves", ", ".join(bad[:5]), text))
-    require_finite(where, point, name)
+    advice = "Pass the float leaves alone (core.trees.tree_partition) and put the others back"
+    require(not bad, where, f"{name} must have float leaves", ", ".join(bad[:5]), advice)

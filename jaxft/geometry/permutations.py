@@ -85,7 +85,23 @@ def _gather(leaf: Array, axis: UnitAxis, index: Array) -> Array:
 
 
 def identity_permutation(params: Params, spec: PermutationSpec) -> dict[str, Array]:
-    """The permutation of every group that moves nothing."""
+    """The permutation of every group that moves nothing.
+
+    Args:
+      params: Parameters, for the numbers of units.
+      spec: Where the units lie.
+
+    Returns:
+      Indices by group, each its own place.
+
+    Raises:
+      UserError: A spec that does not fit.
+
+    Example:
+      >>> spec = PermutationSpec((("w", (UnitAxis("hidden", 1),)),))
+      >>> identity_permutation({"w": jnp.zeros((2, 3))}, spec)["hidden"].tolist()
+      [0, 1, 2]
+    """
     counts, stacks = unit_counts(params, spec, where="identity_permutation"), unit_stacks(params, spec)
     lone = {group: jnp.arange(n, dtype=jnp.int32) for group, n in counts.items()}
     return {g: jnp.broadcast_to(i[None], (stacks[g], counts[g])) if stacks[g] else i for g, i in lone.items()}
@@ -127,6 +143,13 @@ def invert_permutation(permutation: Permutation) -> dict[str, Array]:
 
 def compose_permutations(first: Permutation, then: Permutation) -> dict[str, Array]:
     """One permutation that does what applying ``first`` and ``then`` one after the other does.
+
+    Args:
+      first: Indices by group.
+      then: Indices by group; of the units as ``first`` leaves them.
+
+    Returns:
+      Indices of all groups that one of the two names.
 
     Example:
       >>> first, then = {"hidden": jnp.array([2, 0, 1])}, {"hidden": jnp.array([1, 0, 2])}

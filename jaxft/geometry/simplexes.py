@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from jaxft.core.checks import leading_size, require, require_finite, require_matching
 from jaxft.core.rng import stream
-from jaxft.core.types import Inputs, OutputFn, Params
-from jaxft.geometry.curves import LossFn, Transform
-from jaxft.geometry.paths import accumulation_dtype
+from jaxft.core.types import Inputs, OutputFn, Params, Transform
+from jaxft.geometry.path_loss import BatchFn, require_finite_losses, scalar_loss
+from jaxft.geometry.paths import accumulation_dtype, require_floats, widened
 
 
 def simplex_point(vertices: Params, weights: Float[Array | np.ndarray, "vertices"]) -> Params:
@@ -40,6 +40,7 @@ def simplex_point(vertices: Params, weights: Float[Array | np.ndarray, "vertices
       [1.0, 2.0]
     """
     count = leading_size("simplex_point", vertices)
+    require_floats("simplex_point", vertices, "vertices")
     fits = np.shape(weights) == (count,)
     require(fits, "simplex_point", f"there must be {count} weights", np.shape(weights), "Pass one a vertex")
 
@@ -99,6 +100,7 @@ def sample_simplex(vertices: Params, *, key: Array, n: int) -> Params:
       Benton et al. 2021, arXiv 2102.13042.
     """
     weights = simplex_weights(leading_size("sample_simplex", vertices), key=key, n=n)
+    require_floats("sample_simplex", vertices, "vertices")
 
     def mixed(x: Array) -> Array:
         dtype = accumulation_dtype(x.dtype)
@@ -131,7 +133,8 @@ def log_volume(vertices: Params) -> Float[Array, ""]:
       Benton et al. 2021, arXiv 2102.13042 (there by the Cayley-Menger determinant).
     """
     k = leading_size("log_volume", vertices) - 1
-    leaves = [x.astype(accumulation_dtype(x.dtype)) for x in map(jnp.asarray, jax.tree.leaves(vertices))]
+    require_floats("log_volume", vertices, "vertices")
+    leaves = jax.tree.leaves(widened(vertices))
     if k == 0:
         return jnp.zeros((), leaves[0].dtype)
     edges = [(x[1:] - x[:1]).reshape(k, -1) for x in leaves]
@@ -156,7 +159,7 @@ class SimplexFit(NamedTuple):
 
 
 def fit_simplex(
-    loss_fn: LossFn,
+    loss_fn: BatchFn,
     vertices: Params,
     batches: Any,
     *,
@@ -173,11 +176,11 @@ def fit_simplex(
 
     Minimises $\frac1s \sum_i L(\theta_i) - \lambda \log V$ over the new vertex, for s uniform samples $\theta_i$ that
     take turns on the simplexes, all on one batch a step; V is the mean volume. The gradient is $\sum_i w_i \nabla
-    L(\theta_i) / s$ with $w_i$ the weight of the new vertex: memory is one gradient beside the vertices, whatever s.
-    Call it again on the result for the next vertex.
+    L(\theta_i) / s$ with $w_i$ the weight of the new vertex: beside the vertices, memory is two gradients and copies of
+    one simplex, whatever s and the number of simplexes. Call it again on the result for the next vertex.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)``, a scalar.
+      loss_fn: ``loss_fn(params, batch)``, a scalar, or a mapping with ``loss``.
       vertices: Trained models (and vertices of earlier calls), stacked on axis 0; constants.
       batches: Batches of one size, stacked on axis 0; step i sees batch i modulo their number.
       tx: Anything with optax's ``init`` and ``update``.
@@ -196,7 +199,7 @@ def fit_simplex(
 
     Raises:
       UserError: Vertices that are not stacked or not finite, faces of other vertices or of several sizes, fewer samples
-        than simplexes, a start that does not match, or options out of range.
+        than simplexes, a start that does not match, options out of range, or a loss that does not stay finite.
 
     Example:
       >>> class Descent:
@@ -218,12 +221,14 @@ def fit_simplex(
     require(steps >= 1 and leading_size(where, batches) >= 1, where, "steps must be positive", steps, "Raise steps")
     rule = "log_volume_weight must not be negative"
     require(log_volume_weight >= 0, where, rule, log_volume_weight, "It rewards volume")
+    require_floats(where, vertices, "vertices")
     require_finite(where, vertices, "vertices")
     start = _start(vertices, joined, spread, stream(key, "start")) if init is None else init
     require_matching(where, jax.tree.map(lambda x: x[0], vertices), start, names=("vertex 0", "init"))
     new, losses, volumes = _fit(
         loss_fn, tx, vertices, start, batches, stream(key, "samples"), log_volume_weight, steps, samples, joined
     )
+    require_finite_losses(where, losses)
     grown = jax.tree.map(lambda x, v: jnp.concatenate([x, v[None].astype(x.dtype)]), vertices, new)
     return SimplexFit(grown, losses, volumes)
 
@@ -270,7 +275,7 @@ def _ensemble(f: OutputFn, vertices: Params, x: Inputs, weights: Float[Array, "n
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "tx", "steps", "samples", "faces"))
 def _fit(
-    loss_fn: LossFn,
+    loss_fn: BatchFn,
     tx: Transform,
     vertices: Params,
     start: Params,
@@ -303,7 +308,7 @@ def _fit(
 
 
 def _sampled_loss(
-    loss_fn: LossFn,
+    loss_fn: BatchFn,
     vertices: Params,
     new: Params,
     batch: Any,
@@ -311,14 +316,15 @@ def _sampled_loss(
     faces: Array,
 ) -> tuple[Array, Params]:
     """Mean loss over samples, and its gradient in the new vertex; one sample at a time."""
+    loss_and_grads = jax.value_and_grad(lambda p: scalar_loss("fit_simplex", loss_fn, p, batch))
 
     def add(total: tuple[Array, Params], sample: tuple[Array, Array]) -> tuple[tuple[Array, Params], None]:
         w, face = sample
-        loss, grads = jax.value_and_grad(loss_fn)(simplex_point(_joined(vertices, new, face), w), batch)
+        loss, grads = loss_and_grads(simplex_point(_joined(vertices, new, face), w))
         weighted = (loss, jax.tree.map(lambda g: w[-1].astype(g.dtype) * g, grads))
         return jax.tree.map(lambda x, y: x + y / len(weights), total, weighted), None
 
-    shapes = jax.eval_shape(lambda p: jax.value_and_grad(loss_fn)(p, batch), new)
+    shapes = jax.eval_shape(loss_and_grads, new)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zero, (weights, faces))[0]
 
@@ -329,7 +335,7 @@ def _joined(vertices: Params, new: Params, face: Any) -> Params:
 
 
 def _mean_log_volume(vertices: Params, new: Params, faces: tuple[tuple[int, ...], ...]) -> Array:
-    volumes = jax.vmap(lambda face: log_volume(_joined(vertices, new, face)))(jnp.asarray(faces))
+    volumes = jax.lax.map(lambda face: log_volume(_joined(vertices, new, face)), jnp.asarray(faces))
     return jax.nn.logsumexp(volumes) - math.log(len(faces))
 
 

@@ -174,9 +174,10 @@ def draw_matrix(
     quantity: str,
     groups: Sequence[Any] | None = None,
     bars: tuple[str, ArrayLike] | None = None,
+    one_scale: bool = True,
     title: str = "",
 ) -> Drawing:
-    """What is measured of every pair of models, as heat maps on one scale, with a quantity of each model beside them.
+    """What is measured of every pair of models, as heat maps, with a quantity of each model beside them.
 
     Args:
       panels: ``(title, matrix)``, each of shape ``(models, models)``; NaN is left white.
@@ -184,6 +185,7 @@ def draw_matrix(
       quantity: What the entries are, with the unit.
       groups: Cluster of each model: models are put in order of it, and lines part the clusters.
       bars: A quantity of each model, ``(label, values)``, drawn as bars beside the last panel.
+      one_scale: One scale of colours for all panels, rather than one each.
       title: Title, if any.
 
     Returns:
@@ -208,31 +210,36 @@ def draw_matrix(
     require(sizes == (m, m), where, f"groups and bars must have {m} entries", sizes, "Give each model one")
     order = (np.argsort(np.asarray(groups), kind="stable") if groups is not None else np.arange(m)).tolist()
     names = [str(labels[i]) for i in order]
-    columns = len(panels) + bool(bars)
-    size = (max(3.2, 0.34 * m + 1.2) * len(panels) + 2.6 * bool(bars) + 0.9, max(3.0, 0.34 * m + 1.3))
+    parts = [] if groups is None else [groups[i] for i in order]
+    width = max(3.2, 0.34 * m + 1.2) + (0.0 if one_scale else 0.7)
+    size = (width * len(panels) + 2.6 * bool(bars) + 0.9, max(3.0, 0.34 * m + 1.3))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     widths = [1.0] * len(panels) + [0.6] * bool(bars)
-    axes = figure.subplots(1, columns, squeeze=False, width_ratios=widths)[0]
-    top = max((float(np.nanmax(a)) for a in arrays.values() if not np.isnan(a).all()), default=1.0)
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    tops = [0.0 if np.isnan(a).all() else float(np.nanmax(a)) for a in arrays.values()]
     table: dict[str, list[Any]] = {"panel": [], "row": [], "column": [], "value": []}
-    image = None
-    for panel, (name, array) in zip(axes, arrays.items(), strict=False):
-        image = panel.imshow(array[np.ix_(order, order)], cmap=PLANE_COLOURS, vmin=0, vmax=top or 1.0)
-        _matrix_ticks(panel, name, names, [] if groups is None else [groups[i] for i in order])
-        for row in order:
-            for column in order:
-                value = float(array[row, column])
-                for key, entry in zip(table, (name, str(labels[row]), str(labels[column]), value), strict=True):
-                    table[key].append(entry)
-    figure.colorbar(image, ax=axes[: len(panels)], label=quantity, shrink=0.85)  # pyright: ignore[reportArgumentType]
+    for panel, (name, array), top in zip(axes, arrays.items(), tops, strict=False):
+        ordered = array[np.ix_(order, order)]
+        image = panel.imshow(ordered, cmap=PLANE_COLOURS, vmin=0, vmax=(max(tops) if one_scale else top) or 1.0)
+        _matrix_ticks(panel, name, names, parts)
+        if not one_scale or panel is axes[len(panels) - 1]:
+            beside_it = list(axes[: len(panels)]) if one_scale else panel
+            figure.colorbar(image, ax=beside_it, label=quantity, shrink=0.85)
+        cells = [(name, a, b, float(ordered[k, n])) for k, a in enumerate(names) for n, b in enumerate(names)]
+        _append(table, cells)
     if bars:
         axes[-1].barh(np.arange(m), beside[order], color=PALETTE[0])
         axes[-1].set(yticks=np.arange(m), yticklabels=names, ylim=(m - 0.5, -0.5), xlabel=bars[0])
-        for i in order:
-            for key, entry in zip(table, (bars[0], str(labels[i]), None, float(beside[i])), strict=True):
-                table[key].append(entry)
+        _append(table, [(bars[0], name, None, float(beside[i])) for name, i in zip(names, order, strict=True)])
     return Drawing(figure, table)
+
+
+def _append(table: dict[str, list[Any]], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows at the end of a table of columns."""
+    for row in rows:
+        for column, entry in zip(table.values(), row, strict=True):
+            column.append(entry)
 
 
 def _matrix_ticks(axes: "Axes", title: str, names: Sequence[str], groups: Sequence[Any]) -> None:

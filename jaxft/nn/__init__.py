@@ -22,6 +22,7 @@ from jaxft.nn.relu_attention import (
     make_relu_attention,
 )
 from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead, init_classifier, init_encoder
+from jaxft.nn.unit_specs import conv_spec, encoder_spec, mlp_spec
 
 __all__ = [
     "MLP",
@@ -38,6 +39,8 @@ __all__ = [
     "ReluAttention",
     "ReluAttentionConfig",
     "ReluAttentionStates",
+    "conv_spec",
+    "encoder_spec",
     "init_classifier",
     "init_encoder",
     "init_lora",
@@ -54,6 +57,7 @@ __all__ = [
     "make_relu_attention",
     "make_tied_logits",
     "merge_lora",
+    "mlp_spec",
     "same_convolution",
     "save_encoder",
 ]

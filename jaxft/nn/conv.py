@@ -153,10 +153,12 @@ def make_convnet(config: ConvConfig) -> ConvNet:
     def units(params: Params, x: Pixels) -> dict[str, Array]:
         return _pre_activations(config, params, jnp.asarray(x), _by_store)[0]
 
-    def statistics(params: Params, batches: Pixels, *, exact: bool = False) -> Params:
-        got = f"{batches.dtype} {batches.shape}"
+    def statistics(params: Params, batches: Any, *, exact: bool = False) -> Params:
+        array = isinstance(batches, jax.Array | np.ndarray)
+        got = f"{batches.dtype} {batches.shape}" if array else type(batches).__name__
         rule = "batches must be images [n_batches, b, height, width, channels]"
-        require(batches.ndim == 5 and 0 not in batches.shape, "statistics", rule, got, "Stack batches of one size")
+        fits = array and batches.ndim == 5 and 0 not in batches.shape
+        require(fits, "statistics", rule, got, "Stack batches of one size; without the labels")
         layers = tuple(range(len(config.channels))) if config.norm else ()
         for group in [(i,) for i in layers] if exact or not layers else [layers]:
             found = _pooled(config, params, jnp.asarray(batches), group, _by_store if exact else _by_batch)

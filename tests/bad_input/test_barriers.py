@@ -68,6 +68,12 @@ STABILITY = {
 LAYERS = {
     "other trees": (lambda: geometry.leafwise_path(A, WIDER, ["low"]), r"low/w: float32\[2,3\]"),
     "no leaf": (lambda: geometry.leafwise_path(A, B, ["lo"]), "a leaf must move, got none. Paths are like"),
+    "beginnings as a string": (lambda: geometry.leafwise_path(A, B, "low"), "got the string 'low'. Put it in brackets"),
+    "beyond the leaves moved": (lambda: geometry.leafwise_path(A, B, ["low"])(1.5), r"t must lie in \[0, 1\], got 1.5"),
+    "features alone": (
+        lambda: geometry.feature_connectivity(lambda p, x: x, A, B, X[0]),  # pyright: ignore[reportArgumentType]
+        "units_fn must return a mapping, got ShapeDtypeStruct",
+    ),
     "empty layer": (
         lambda: geometry.layerwise_barriers(loss_fn, A, B, X, layers={"head": ["classifier"]}),
         "every layer must have a leaf, got head",
@@ -95,12 +101,16 @@ VERTICES = jax.tree.map(lambda a, b: jnp.stack([a, b]), A, B)
 
 def fit(**options):
     options = {"tx": optax.sgd(0.1), "steps": 1, "key": jax.random.key(0)} | options
-    return geometry.fit_simplex(loss_fn, options.pop("vertices", VERTICES), X, **options)
+    loss = options.pop("loss_fn", loss_fn)
+    return geometry.fit_simplex(loss, options.pop("vertices", VERTICES), X, **options)
 
 
 SIMPLEXES = {
     "one model, not stacked": (lambda: geometry.log_volume({"w": jnp.ones(2), "b": jnp.float32(1)}), "leading axis"),
     "weights": (lambda: geometry.simplex_point(VERTICES, jnp.ones(3) / 3), r"there must be 2 weights, got \(3,\)"),
+    "vertices of integers": (lambda: geometry.log_volume({"w": jnp.arange(4).reshape(2, 2)}), "float leaves, got w"),
+    "losses by example": (lambda: fit(loss_fn=per_example), r"fit_simplex: .* got loss \(5,\). Take means"),
+    "a loss that diverges": (lambda: fit(loss_fn=lambda p, x: jnp.nan * loss_fn(p, x)), "finite, got nan at step 0"),
     "no samples": (lambda: geometry.sample_simplex(VERTICES, key=jax.random.key(0), n=0), "vertices and n must be"),
     "no such vertex": (lambda: fit(faces=((0, 2),)), "distinct vertices 0 to 1"),
     "a vertex twice": (lambda: fit(faces=((1, 1),)), "distinct vertices 0 to 1"),
@@ -115,9 +125,14 @@ SIMPLEXES = {
 ADAPTERS = {"w": {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.ones((1, 2))}}
 WIDE = {"w": {"lora_a": jnp.ones((4, 1)), "lora_b": jnp.ones((1, 2))}}
 DEEP = {"w": {"lora_a": jnp.ones((3, 2)), "lora_b": jnp.ones((2, 2))}}
+STEPS = {"w": jnp.ones(2), "step": jnp.array(3)}
 
 MERGING = {
     "other trees": (lambda: geometry.interpolate(A, WIDER, 0.5), r"low/w: float32\[2,3\]"),
+    "leaves of integers": (lambda: geometry.interpolate(STEPS, STEPS, 0.5), "a must have float leaves, got step"),
+    "average of integers": (lambda: geometry.weighted_average([STEPS]), "a model must have float leaves, got step"),
+    "task of integers": (lambda: geometry.task_arithmetic(STEPS, [STEPS]), "base must have float leaves, got step"),
+    "profile of integers": (lambda: geometry.layer_profile(STEPS, STEPS, {"": 0.5}), "float leaves, got step"),
     "nothing to average": (lambda: geometry.weighted_average([]), "there must be a model"),
     "one weight": (lambda: geometry.weighted_average([A, B], [1.0]), "got 1 for 2"),
     "weights of another sum": (

@@ -48,6 +48,10 @@ CASES = {
         lambda: NET.statistics(PARAMS, X),
         r"\[n_batches, b, height, width, channels\], got float32",
     ),
+    "batches with labels": (
+        lambda: NET.statistics(PARAMS, (X[None], jnp.ones((1, 5)))),
+        "statistics: batches must be images .*, got tuple. Stack batches of one size; without the labels",
+    ),
     "dropout of an MLP": (lambda: make_mlp((4, 2), dropout_frac=-0.1), r"make_mlp: dropout_frac must be in \[0, 1\)"),
     "fractions of an MLP": (lambda: make_mlp((4, 2), dropout_frac=(0.1, 0.1)), "one each of the 1 hidden layers"),
     "units of no net": (lambda: make_mlp_units(()), r"make_mlp_units: widths must be one or more positive integers"),

@@ -6,9 +6,9 @@ import pytest
 
 from jaxft.core.checks import UserError
 from jaxft.core.units import UnitAxis, make_permutation_spec
-from jaxft.geometry.dropout_line import best_dropout_line, dropout_output_variance
+from jaxft.geometry.dropout_line import best_dropout_line, dropout_line, dropout_output_variance
 from jaxft.geometry.dropout_path import dropout_path, path_to_dropout, permute_live_units
-from jaxft.geometry.dropout_stability import dropout_masks, dropout_params, dropout_stability
+from jaxft.geometry.dropout_stability import complement_masks, dropout_masks, dropout_params, dropout_stability
 from jaxft.geometry.noise_stability import chain_weights, noise_stability
 from jaxft.geometry.path_certificate import path_certificate
 from jaxft.nn.transformer import EncoderConfig, init_encoder
@@ -106,6 +106,10 @@ PATHS = {
         lambda: permute_live_units(A, SPEC, {"first": [0, 1], "second": [0]}, {"first": [2, 2], "second": [1]}),
         r"targets of first must be different units of 4, at most half, got \[2, 2\]",
     ),
+    "live units by fractions": (
+        lambda: permute_live_units(A, SPEC, {"first": [0.5], "second": [0]}, {"first": [2], "second": [1]}),
+        r"live of first must be different units of 4, at most half, got \[0.5\]",
+    ),
     "live units read dead ones": (
         lambda: permute_live_units(A, SPEC, {"first": [0], "second": [0]}, {"first": [2], "second": [1]}),
         "no live unit may read a dead one, got mid/kernel, out/kernel. Start where path_to_dropout ends",
@@ -130,6 +134,7 @@ def test_faults_of_a_network_are_found_under_jit():
 
 
 X = jnp.ones((1, 2, 3))
+ONE_DRAW = {group: mask[None] for group, mask in LEFT.items()}
 EYE = jnp.eye(3)
 
 OTHERS = {
@@ -154,6 +159,29 @@ OTHERS = {
         lambda: dropout_stability(loss, A, SPEC, X, masks=LEFT),
         r"got bool\[4\] for \[draws\] \+ bool\[4\]",
     ),
+    "groups without masks": (
+        lambda: dropout_stability(loss, A, SPEC, X, masks=ONE_DRAW, groups=["frist"]),
+        "groups must have masks, got 'frist'. Did you mean first",
+    ),
+    "draws that differ": (
+        lambda: dropout_stability(loss, A, SPEC, X, masks={**ONE_DRAW, "first": jnp.ones((2, 4), bool)}),
+        r"all groups must have the same draws, one or more, got \[1, 2\]",
+    ),
+    "no draws of masks": (
+        lambda: dropout_stability(loss, A, SPEC, X, masks={g: m[:0] for g, m in ONE_DRAW.items()}),
+        r"one or more, got \[0\]",
+    ),
+    "no masks drawn": (lambda: dropout_masks(A, SPEC, key=KEY, draws=0), "draws must be positive, got 0"),
+    "a loss of another name": (
+        lambda: dropout_stability(lambda p, x: {"nll": loss(p, x)}, A, SPEC, X, key=KEY),
+        "dropout_stability: loss_fn must return a scalar or a dict with loss, got nll",
+    ),
+    "certificate of another name": (
+        lambda: path_certificate(lambda p, x: {"nll": loss(p, x)}, A, A, SPEC, LEFT, RIGHT, X),
+        "path_certificate: loss_fn must return a scalar or a dict with loss, got nll",
+    ),
+    "complement of numbers": (lambda: complement_masks({"first": jnp.ones(4)}), "mask of first must be boolean"),
+    "a line of chance 1": (lambda: dropout_line(A, SPEC, LEFT, dropout_frac=1.0), "got 1.0. Pass, say"),
     "a chance of 1": (
         lambda: best_dropout_line(loss, A, SPEC, X, key=KEY, dropout_frac=1.0),
         r"dropout_frac must lie in \[0, 1\), got 1.0",

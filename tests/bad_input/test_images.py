@@ -101,6 +101,11 @@ def test_a_truncated_npz_is_named(tmp_path):
 ONE = {"image": X, "label": Y}
 CALLS = {
     "misspelt name": (lambda: load_images("digit"), "must exist, got 'digit'. Did you mean digits?"),
+    "no name": (lambda: load_images(""), "must be 'digits', a path, or a pair of paths, got ''"),
+    "three files": (lambda: load_images(["a", "b", "c"]), "a pair must be two files, images and labels"),
+    "share of nothing known": (lambda: split_images(X, Y, test_frac=float("nan")), r"in \(0, 1\) .*, got nan"),
+    "huge labels": (lambda: split_images(X, Y.astype(np.int64) << 40), "must fit 32 bits, got 1099511627776"),
+    "pairs for dicts": (lambda: images_from_batches([(X, Y)]), "must be mappings of images and labels, got tuple"),
     "no such npz": (lambda: load_images("none/a.npz"), "must exist, got 'none/a.npz'"),
     "share of 1": (lambda: split_images(X, Y, test_frac=1.0), r"in \(0, 1\) .*, got 1.0 of 6 images"),
     "nothing to train on": (lambda: split_images(X, Y, test_frac=0.9), "leave both splits an image"),

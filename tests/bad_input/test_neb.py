@@ -30,7 +30,8 @@ FIT = {
     "climbs too late": (lambda: fit(climb_after=3), "got 3. Pass 0 to 2, or None"),
     "same ends": (lambda: fit(b=A), "the ends must differ"),
     "no batches": (lambda: fit(batches=BATCHES[:0]), "there must be an example"),
-    "rows for a loss": (lambda: fit(loss_fn=lambda p, x: p["w"]), r"scalar, got shape \(2,\)"),
+    "rows for a loss": (lambda: fit(loss_fn=lambda p, x: p["w"]), r"dict of scalars, got loss \(2,\)"),
+    "a loss of another name": (lambda: fit(loss_fn=lambda p, x: {"nll": loss(p, x)}), "a dict with loss, got nll"),
     "steps too long": (
         lambda: fit(loss_fn=lambda p, x: (p["w"] ** 4).sum(), tx=optax.sgd(1e4), steps=9, spring=1.0),
         "at step 4. Lower the learning rate",

@@ -6,7 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.geometry import eval_path, fit_curve, init_curve, linear_path, loss_plane, polychain, slerp_path
+from jaxft.geometry import (
+    eval_path,
+    fit_curve,
+    init_curve,
+    linear_path,
+    loss_plane,
+    polychain,
+    slerp_path,
+)
 
 A, B = {"w": jnp.zeros(2), "b": jnp.zeros(3)}, {"w": jnp.ones(2), "b": jnp.ones(3)}
 
@@ -64,6 +72,8 @@ def test_knots():
         polychain([A, B, A], knots=np.array([0.0, 0.9, 0.8]))
     with pytest.raises(ValueError, match="there must be a knot a point"):
         polychain([A, B], knots=np.array([0.0, 0.5, 1.0]))
+    with pytest.raises(ValueError, match="knots must rise from 0 to 1"):  # in float32, that is
+        polychain([A, B, A], knots=np.array([0.0, 1 - 1e-10, 1.0]))
     with pytest.raises(ValueError, match="a path needs two points, got 1"):
         polychain([A])
 
@@ -94,6 +104,20 @@ def test_batches_and_inner():
         eval_path(loss, linear_path(A, B), {"x": jnp.zeros((1, 1)), "y": jnp.zeros((2, 1))})
     with pytest.raises(ValueError, match="inner must be auto, map, vmap or a positive number, got 'scan'"):
         eval_path(loss, linear_path(A, B), jnp.zeros((1, 1)), inner="scan")
+
+
+def test_losses_that_are_no_scalars():
+    line = init_curve(A, B)
+
+    def fit(loss_fn):
+        fit_curve(loss_fn, line, jnp.zeros((1, 1)), tx=optax.sgd(0.1), steps=1, key=jax.random.key(0))
+
+    with pytest.raises(ValueError, match=r"eval_path: .* a dict of scalars, got loss \(2,\). Take means"):
+        eval_path(lambda p, _: p["w"], line, jnp.zeros((1, 1)))
+    with pytest.raises(ValueError, match=r"fit_curve: .* a dict of scalars, got loss \(2,\). Take means"):
+        fit(lambda p, _: p["w"])
+    with pytest.raises(ValueError, match="fit_curve: loss_fn must return a scalar or a dict with loss, got error"):
+        fit(lambda p, batch: {"error": loss(p, batch)})
 
 
 def test_a_plane_through_points_on_a_line():

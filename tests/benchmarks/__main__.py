@@ -1,4 +1,4 @@
-"""Command line: ``python -m tests.benchmarks kernels|structure [--quick] [--only ROW]``."""
+"""Command line: ``python -m tests.benchmarks kernels|structure|geometry [--quick] [--only ROW]``."""
 
 import argparse
 import importlib.metadata
@@ -9,11 +9,11 @@ import re
 import sys
 from pathlib import Path
 
-from tests.benchmarks import kernels, structure
+from tests.benchmarks import geometry, kernels, structure
 
 RESULTS = Path(__file__).with_name("results.md")
 COMMAND = "python -m tests.benchmarks"
-TITLES = {"kernels": "Empirical NTK", "structure": "Structured inference"}
+TITLES = {"kernels": "Empirical NTK", "structure": "Structured inference", "geometry": "Mode connectivity"}
 NOTES = {
     "kernels": (
         "Medians of up to 3 runs in one process, routes in turn, after a first call; the peak is what a first call "
@@ -22,10 +22,12 @@ NOTES = {
         "torch.func, which takes every pair of examples by itself, is measured on few examples alone."
     ),
     "structure": structure.NOTES,
+    "geometry": geometry.NOTES,
 }
 PACKAGES = {
     "kernels": ("jax", "flax", "numpy", "torch"),
     "structure": ("jax", "numpy", "torch", "torch_struct", "nltk"),
+    "geometry": ("jax", "numpy", "scipy", "torch"),
 }
 
 
@@ -50,14 +52,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Speed and error, side by side.")
     parser.add_argument("what", choices=list(TITLES))
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is written")
-    parser.add_argument("--only", choices=structure.ROWS, help="one row of structure; nothing is written")
+    rows = (*structure.ROWS, *geometry.ROWS)
+    parser.add_argument("--only", choices=rows, help="one row of structure or geometry; nothing is written")
     options = parser.parse_args()
+    by_rows = {"structure": structure, "geometry": geometry}
+    if options.only and options.only not in getattr(by_rows.get(options.what), "ROWS", ()):
+        parser.error(f"{options.what} has no row {options.only}")
     if options.what == "kernels":
-        if options.only:
-            parser.error("--only goes with structure")
         tables = kernels.measure(quick=options.quick)
     else:
-        tables = structure.measure(quick=options.quick, only=options.only)
+        tables = by_rows[options.what].measure(quick=options.quick, only=options.only)
     packages = PACKAGES[options.what]
     head = f"`{COMMAND} {options.what}`\n\n{environment(packages)} {NOTES[options.what]}"
     text = f"# {TITLES[options.what]}\n\n{head}\n\n{tables.strip()}\n"

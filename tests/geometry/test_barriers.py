@@ -75,6 +75,13 @@ def test_convex_losses_have_no_gap_and_a_nan_is_not_hidden():
         assert np.isnan(measure(np.array([0.0, np.nan, 1.0])))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float16, jnp.bfloat16])
+def test_integers_and_halves_have_the_chord_of_their_numbers(dtype):
+    losses = np.array([0, 3, 1, 2, 16])
+    np.testing.assert_allclose(loss_barrier(jnp.asarray(losses, dtype)), loss_barrier(losses.astype(np.float32)))
+    np.testing.assert_allclose(convexity_gap(jnp.asarray(losses, dtype)), convexity_gap(losses.astype(np.float32)))
+
+
 def test_barriers_pass_through_jit_and_vmap():
     rows = jnp.asarray(LOSSES, jnp.float32)
     for measure in (loss_barrier, convexity_gap):

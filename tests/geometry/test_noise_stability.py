@@ -139,6 +139,16 @@ def test_preconditions_and_vacuity_are_reported(weights, x):
     assert not bool(noise_stability(heavy, x, key=KEY).preconditions[name])
 
 
+def test_integer_inputs_and_narrow_kernels_are_measured_in_float32():
+    kernels, inputs = [jnp.eye(3), 2 * jnp.eye(3)], np.array([[1, 2, 3], [4, 0, 1]])
+    wanted = noise_stability(kernels, jnp.asarray(inputs, jnp.float32), key=jax.random.key(0))
+    for found in (
+        noise_stability(kernels, inputs, key=jax.random.key(0)),
+        noise_stability([w.astype(jnp.bfloat16) for w in kernels], inputs, key=jax.random.key(0)),
+    ):
+        np.testing.assert_allclose(found.epsilon, wanted.epsilon, rtol=1e-6)
+
+
 def test_kernels_of_a_tree_come_in_the_order_of_the_layers():
     spec = make_permutation_spec(
         {

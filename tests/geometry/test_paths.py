@@ -27,6 +27,7 @@ from jaxft.geometry import (
     stack_points,
     unstack_points,
 )
+from jaxft.geometry.feature_connectivity import leafwise_path
 
 
 def points(count, seed=0, dtype=jnp.float32):
@@ -226,6 +227,68 @@ def test_a_path_that_is_a_function_is_evaluated_alike():
     np.testing.assert_allclose(found.values["loss"], expected.values["loss"], rtol=1e-6)
 
 
+def test_paths_of_the_package_share_a_compiled_program_and_functions_do_not():
+    a, b = points(2)
+    traces = []
+
+    def loss(params, batch):
+        traces.append(None)
+        return quartic(params, batch)
+
+    makers = {
+        "line": lambda c: linear_path(a, c),
+        "arc": lambda c: slerp_path(a, c),
+        "leaves": lambda c: leafwise_path(a, c, ["w"]),
+        "constant speed": lambda c: reparametrise(init_curve(a, c), points=5),
+    }
+    for make in makers.values():
+        eval_path(loss, make(b), jnp.ones((1, 3)), points=3)
+        before = len(traces)
+        eval_path(loss, make(jax.tree.map(lambda x: 2 * x, b)), jnp.ones((1, 3)), points=3)
+        assert len(traces) == before
+    for scale in (1.0, 2.0):
+        eval_path(loss, lambda t, s=scale: jax.tree.map(lambda x: s * t * x, b), jnp.ones((1, 3)), points=3)
+    assert len(traces) > before + 1
+
+
+@pytest.mark.parametrize("wrap", [lambda path: path, lambda path: lambda t: path(t)])
+def test_any_path_goes_at_constant_speed_through_the_same_points(wrap, x64):
+    a, b = points(2, dtype=jnp.float64)
+    arc = slerp_path(a, jax.tree.map(lambda x: 3 * x, b))
+    even = reparametrise(wrap(arc), points=2001)
+    lengths = arc_length(even, ts=jnp.linspace(0, 1, 41))
+    np.testing.assert_allclose(np.diff(lengths), lengths[-1] / 40, rtol=5e-3)
+    assert np.ptp(np.diff(arc_length(arc, ts=jnp.linspace(0, 1, 41)))) > 0.1 * float(lengths[-1]) / 40
+    fine = arc_length(arc, ts=jnp.linspace(0, 1, 2001))
+    half = jnp.interp(fine[-1] / 2, fine, jnp.linspace(0, 1, 2001))
+    assert distance(even(0.5), arc(half)) < 1e-3
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0, 0)])
+def test_the_ratio_of_lengths_is_one_on_a_line_in_bfloat16_and_infinite_at_a_point(ends):
+    two = [{"w": (1 + 0.1 * jax.random.normal(jax.random.key(s), (500,))).astype(jnp.bfloat16)} for s in (0, 1)]
+    line = linear_path(*(two[i] for i in ends))
+    found = eval_path(lambda p, _: p["w"].sum(), line, jnp.zeros((1, 1)), points=61)
+    np.testing.assert_allclose(found.length_ratio, 1.0 if ends[0] != ends[1] else np.inf, rtol=1e-5)
+
+
+def test_lengths_of_leaves_of_two_dtypes_need_no_promotion():
+    a, b = ({"w": jnp.full(2, x, jnp.bfloat16), "b": jnp.full(2, x)} for x in (0.0, 1.0))
+    with jax.numpy_dtype_promotion("strict"):
+        for path in (linear_path(a, b), slerp_path(a, b)):
+            np.testing.assert_allclose(arc_length(path)[-1], 2.0, rtol=1e-2)
+
+
+def test_a_dict_of_values_is_fitted_by_its_loss():
+    a, b = points(2)
+    options = {"tx": optax.sgd(0.1), "steps": 2, "key": jax.random.key(0)}
+    alone = fit_curve(quartic, init_curve(a, b), jnp.ones((1, 3)), **options)
+    named = fit_curve(
+        lambda p, x: {"other": 0 * quartic(p, x), "loss": quartic(p, x)}, init_curve(a, b), jnp.ones((1, 3)), **options
+    )
+    assert same(alone.curve.control, named.curve.control)
+
+
 def test_statistics_are_estimated_anew_at_every_point():
     def statistics(params, batches):
         return {**params, "mean": jnp.mean(params["w"] * batches)}
@@ -236,7 +299,7 @@ def test_statistics_are_estimated_anew_at_every_point():
     line = linear_path(*({"w": jnp.array(w), "mean": jnp.array(0.0)} for w in (-1.0, 1.0)))
     batches = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     found = eval_path(loss, line, batches, points=3, statistics=statistics).values["loss"]
-    np.testing.assert_allclose(found, [np.var([1, 2, 3, 4]), 0, np.var([1, 2, 3, 4])], rtol=1e-6)
+    np.testing.assert_allclose(found, np.var([1, 2, 3, 4]) * np.array([1, 0, 1]), rtol=1e-6)
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():
@@ -262,6 +325,23 @@ def test_a_plane_has_the_losses_of_its_points_and_their_distances():
     k = int(jnp.argmin(jnp.abs(plane.x)))
     if abs(float(plane.x[k])) < 1e-6:
         np.testing.assert_allclose(plane.values["loss"][0, k], quartic(a, jnp.ones(3)), rtol=1e-4)
+
+
+def test_a_plane_of_bfloat16_has_the_geometry_of_its_float32_and_its_losses_and_may_be_traced():
+    narrow = points(3, dtype=jnp.bfloat16)
+    wide = [jax.tree.map(lambda x: x.astype(jnp.float32), p) for p in narrow]
+    seen = []
+
+    def loss(params, batch):
+        seen.append(params["w"].dtype)
+        return quartic(params, batch.astype(params["w"].dtype)).astype(jnp.float32)
+
+    def corners(three):
+        a, b, c = three
+        return loss_plane(loss, a, b, c, jnp.ones((1, 3)), points=2).corners
+
+    np.testing.assert_allclose(jax.jit(corners)(narrow), corners(wide), rtol=1e-5, atol=1e-6)
+    assert set(seen) == {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}
 
 
 def test_gradients_through_a_path_are_finite():

@@ -12,6 +12,7 @@ from jaxft.geometry.permutations import (
     compose_permutations,
     identity_permutation,
     invert_permutation,
+    moving,
     random_permutation,
 )
 
@@ -80,6 +81,16 @@ def test_inverse_undoes_and_composition_is_one_after_the_other():
         np.testing.assert_array_equal(undone[name], tree[name])
         np.testing.assert_array_equal(still[name], tree[name])
     assert (composed["square"] != tree["square"]).any()
+
+
+def test_what_moves_is_known_under_jit_too():
+    tree = make_tree()
+    still = identity_permutation(tree, SPEC)
+    assert moving(still) == {}
+    assert list(moving({**still, "wide": jnp.array([1, 0, 2, 3, 4])})) == ["wide"]
+    traced = jax.jit(lambda index: apply_permutation(tree, SPEC, index))
+    jax.tree.map(np.testing.assert_array_equal, traced(still), tree)
+    assert (traced({**still, "wide": jnp.array([1, 0, 2, 3, 4])})["square"] != tree["square"]).any()
 
 
 def test_composition_keeps_groups_that_one_of_the_two_has():

@@ -130,6 +130,17 @@ def test_trained_vertex_keeps_the_others_and_larger_weights_make_larger_simplexe
     assert small.losses.shape == (150,)
 
 
+def test_a_dict_of_values_is_fitted_by_its_loss():
+    vertices, options = {"w": jnp.eye(2)}, {"tx": optax.sgd(0.1), "steps": 2, "key": jax.random.key(0)}
+
+    def loss(params, batch):
+        return jnp.sum((params["w"] - batch) ** 2)
+
+    alone = fit_simplex(loss, vertices, jnp.zeros((1, 2)), **options)
+    named = fit_simplex(lambda p, x: {"loss": loss(p, x), "other": p["w"][0]}, vertices, jnp.zeros((1, 2)), **options)
+    assert bool((alone.vertices["w"] == named.vertices["w"]).all())
+
+
 def test_two_segments_that_meet_in_the_new_vertex_go_round_a_barrier():
     ends = stack_points([{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([-1.0, 0.0])}])
     found = fit_simplex(

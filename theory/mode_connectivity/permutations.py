@@ -32,9 +32,9 @@ from theory.mode_connectivity.networks import (
 )
 
 REBASIN = "Ainsworth et al. 2022, arXiv 2209.04836"
-HIDDEN, WIDTH, POINTS = 2, 16, 11
+HIDDEN, WIDTH, POINTS, RESTARTS = 2, 16, 11, 4
 SPEC = mlp_units(HIDDEN)
-NETWORK = {**SETTING, "network": f"{HIDDEN} hidden layers of {WIDTH}, ReLU"}
+NETWORK = {**SETTING, "network": f"{HIDDEN} hidden layers of {WIDTH}, ReLU", "restarts": RESTARTS}
 CELLS = (200, 202)
 """Midpoints of cells on the two axes of the square: no point lies on an axis or a diagonal."""
 LEAK = 0.01
@@ -50,7 +50,7 @@ def _drawn(seed: int, params: Params) -> dict[str, jax.Array]:
 
 
 def _matched(seed: int, a: Params, b: Params) -> Params:
-    return weight_matching(a, b, SPEC, key=stream(jax.random.key(seed), "matching")).params
+    return weight_matching(a, b, SPEC, key=stream(jax.random.key(seed), "matching"), restarts=RESTARTS).params
 
 
 def _barrier(seed: int, a: Params, b: Params) -> float:
