@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from experiments import PAPERS
 from jaxft.core.checks import UserError, message, nearest
 
-USAGE = "usage: python -m experiments list | run <slug> [--preset smoke|cpu|accel] [--field value ...] [--help]"
+USAGE = "usage: python -m experiments list | run <slug> [--preset smoke|cpu|accel|...] [--field value ...] [--help]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,9 +16,10 @@ def main(argv: Sequence[str]) -> int:
         for slug in PAPERS:
             print(f"{slug}: {(importlib.import_module(f'experiments.{slug}').__doc__ or '').splitlines()[0]}")
         return 0
-    if len(argv) < 2 or argv[0] != "run":
-        print(USAGE, file=sys.stderr)
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    asked = bool(argv) and argv[-1] in ("-h", "--help") and list(argv[:-1]) in ([], ["run"])
+    if asked or len(argv) < 2 or argv[0] != "run":
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     slug = argv[1]
     try:
         if slug not in PAPERS:

@@ -1,4 +1,4 @@
-"""Command line: ``python -m theory list | show <claim> | check [slug] [--json FILE]``."""
+"""Command line: ``python -m theory list [slug] | show <claim> | check [slug] [--json FILE]``."""
 
 import argparse
 import importlib
@@ -92,7 +92,8 @@ def show(claim_id: str) -> int:
         ends = [name for name in known if name.endswith(f"/{claim_id}")]
         claim_id = ends[0] if len(ends) == 1 else claim_id
     if claim_id not in known:
-        raise UserError(message("theory show", "unknown claim", repr(claim_id), nearest(claim_id, known)))
+        names = known if "/" in claim_id else [name.rpartition("/")[2] for name in known]
+        raise UserError(message("theory show", "unknown claim", repr(claim_id), nearest(claim_id, names)))
     claim = known[claim_id]
     fields = ("id", "statement", "source", "kind", "tolerance", "slope", "seeds", "max_seeds", "control_breaks")
     shown = {name: getattr(claim, name) for name in fields if getattr(claim, name) is not None}
@@ -104,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m theory", description="Predictions of papers beside measurements.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="all claims, a line each")
+    commands.add_parser("list", help="claims, a line each").add_argument(
+        "slug", nargs="?", help="one paper; all by default"
+    )
     commands.add_parser("show", help="one claim in full").add_argument("claim")
     checker = commands.add_parser("check", help="check every claim and its control; exit 1 on failure")
     checker.add_argument("slug", nargs="?", help="one paper; all by default")
@@ -113,9 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "show":
             return show(options.claim)
+        slugs = [options.slug] if options.slug else PAPERS
         if options.command == "check":
-            return check([options.slug] if options.slug else PAPERS, options.json)
-        listed = [c for slug in PAPERS for c in claims_of(slug)]
+            return check(slugs, options.json)
+        listed = [c for slug in slugs for c in claims_of(slug)]
         rich_table(
             [{"claim": c.id, "kind": c.kind, "statement": c.statement} for c in listed], ["claim", "kind", "statement"]
         )

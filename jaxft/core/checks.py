@@ -74,8 +74,12 @@ def path_name(path: Iterable[Any]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
+MOST_NAMED = 20
+"""Known words that a hint lists."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the closest known word, or all of them.
+    """A hint naming the closest known word, or else those that are known (no more than 20 of them).
 
     Example:
       >>> nearest("sst3", ["sst2", "rte"])
@@ -85,7 +89,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+    if close:
+        return f"Did you mean {close[0]}?"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f"Known: {', '.join(known[:MOST_NAMED])}{more}."
 
 
 def leading_size(where: str, tree: Any) -> int:

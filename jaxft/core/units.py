@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.core.checks import path_name, require
+from jaxft.core.checks import nearest, path_name, require
 from jaxft.core.types import Params
 
 
@@ -116,7 +116,7 @@ def unit_counts(params: Params, spec: PermutationSpec, *, where: str = "unit_cou
     stacks: dict[str, int] = {}
     for path, axis in spec.entries():
         if path not in leaves:
-            faults.append(f"{path} is missing")
+            faults.append(f"{path} is missing ({nearest(path, leaves).rstrip('.')})")
             continue
         shape, per_unit = np.shape(leaves[path]), axis.outer * axis.inner
         if axis.axis >= len(shape) or shape[axis.axis] % per_unit:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxft.core.checks import leading_size, require, require_finite, require_matching
 from jaxft.core.rng import stream
 from jaxft.core.trees import tree_add
-from jaxft.core.types import Inputs, Params
+from jaxft.core.types import Inputs, Params, Transform
 from jaxft.core.units import PermutationSpec, unit_counts, unit_stacks
 from jaxft.geometry.assignment import Solver, solve_assignment
 from jaxft.geometry.barriers import checked_metric
@@ -35,8 +35,8 @@ def activation_matching(
     units_fn: UnitsFn,
     a: Params,
     b: Params,
-    x: Inputs,
     spec: PermutationSpec,
+    x: Inputs,
     *,
     solver: Solver = "scipy",
     eps: float = 1e-6,
@@ -51,8 +51,8 @@ def activation_matching(
       units_fn: ``units(params, x)``, by group ``[n, ..., units]``, before or after the activation.
       a: The network that stays.
       b: The network whose units move.
-      x: Examples.
       spec: Where the units lie.
+      x: Examples.
       solver: As in ``solve_assignment``.
       eps: Variance added in the correlations, relative to the mean variance of the layer, for dead units.
       batch_size: Examples at a time; ``None`` is all.
@@ -107,10 +107,10 @@ def straight_through_matching(
     loss_fn: Callable[[Params, Inputs], Any],
     a: Params,
     b: Params,
-    batches: Inputs,
     spec: PermutationSpec,
+    batches: Inputs,
     *,
-    tx: Any,
+    tx: Transform,
     steps: int,
     key: Array,
     solver: Solver = "scipy",
@@ -125,8 +125,8 @@ def straight_through_matching(
       loss_fn: ``loss_fn(params, batch)``, a scalar, or a dict with ``"loss"``.
       a: The network that stays.
       b: The network whose units move.
-      batches: Batches, stacked on the leading axis; step k uses batch k modulo their number.
       spec: Where the units lie.
+      batches: Batches, stacked on the leading axis; step k uses batch k modulo their number.
       tx: An optimiser with ``init`` and ``update``.
       steps: Steps.
       key: Random key of the matchings.
@@ -143,6 +143,7 @@ def straight_through_matching(
     """
     where = "straight_through_matching"
     require_matching(where, a, b, names=("a", "b"))
+    unit_counts(a, spec, where=where)
     require(steps > 0, where, "steps must be positive", steps, "Pass 1 or more")
     count, metric = leading_size(where, batches), checked_metric(where, loss_fn, a, batches, None)
 
@@ -157,7 +158,9 @@ def straight_through_matching(
             updates, state = tx.update(grads, state, free)
         return tree_add(free, updates), state, loss
 
-    free, state, best = a, tx.init(a), (np.inf, identity_permutation(a, spec))
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(a)
+    free, best = a, (np.inf, identity_permutation(a, spec))
     permutation, losses = best[1], []
     for k in range(steps):
         matching = weight_matching(free, b, spec, key=stream(key, "step", k), solver=solver, start=permutation)

@@ -295,7 +295,7 @@ def _baseline_values(losses: Array, t: Array, baseline: str) -> Array:
     if baseline == "max":
         return jnp.maximum(first, last)
     u = ((t - t[0]) / (t[-1] - t[0])).reshape((1,) * (losses.ndim - 1) + t.shape)
-    return (1 - u) * first + u * last
+    return jnp.where(first == last, first, (1 - u) * first + u * last)  # not rounded where the ends are one model
 
 
 def _stacked_models(where: str, models: Any) -> Params:

@@ -102,6 +102,7 @@ def dropout_line(params: Params, spec: PermutationSpec, masks: Masks, *, dropout
     """
     inside = dropout_frac is None or 0 <= dropout_frac < 1
     require(inside, "dropout_line", "dropout_frac must lie in [0, 1)", dropout_frac, "Pass, say, 0.25")
+    unit_counts(params, spec, where="dropout_line")
     rescale = True if dropout_frac is None else 1 / (1 - dropout_frac)
     return linear_path(params, dropout_params(params, spec, masks, rescale=rescale))
 

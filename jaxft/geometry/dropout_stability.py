@@ -316,6 +316,7 @@ def dropout_stability(
     where = "dropout_stability"
     require(draws > 0, where, "draws must be positive", draws, "Pass, say, 20")
     require_finite(where, params, "params")
+    unit_counts(params, spec, where=where)
     if masks is None and key is not None:
         masks = dropout_masks(params, spec, key=key, keep_frac=keep_frac, groups=groups, draws=draws)
     elif masks is None or key is not None:

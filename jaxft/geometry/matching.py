@@ -111,7 +111,7 @@ def weight_matching(
     sides = _unit_leaves(a, spec), _unit_leaves(b, spec)
     found = []
     for i in range(restarts):
-        drawn = random_permutation(spec, a, key=stream(key, "restart", i)) if i else {}
+        drawn = random_permutation(a, spec, key=stream(key, "restart", i)) if i else {}
         begin = {**first, **{group: drawn[group] for group in chosen if i}}
         order = stream(key, "order", i)
         found.append(_descend(*sides, spec, chosen, begin, order, solver, max_sweeps, first_by_evidence=i == 0))

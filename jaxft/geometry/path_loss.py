@@ -54,8 +54,9 @@ def eval_path(
 
     Args:
       loss_fn: Mean loss of a batch, or a mapping of means; the same object again meets a compiled program.
-      path: A ``Curve`` or another path of this package, or any function of t. A plain function is compiled in with the
-        arrays it closes over, anew for each function: ``jax.tree_util.Partial(function, a, b)`` passes them instead.
+      path: A ``Curve`` or another path of this package (of a ``DropoutPath`` its ``curve()``), or any function of t. A
+        plain function is compiled in with the arrays it closes over, anew for each function:
+        ``jax.tree_util.Partial(function, a, b)`` passes them instead.
       batches: Tree with a leading axis of batches.
       points: Number of points from 0 to 1.
       ts: The values of t, in place of ``points``.

@@ -107,12 +107,12 @@ def identity_permutation(params: Params, spec: PermutationSpec) -> dict[str, Arr
     return {g: jnp.broadcast_to(i[None], (stacks[g], counts[g])) if stacks[g] else i for g, i in lone.items()}
 
 
-def random_permutation(spec: PermutationSpec, params: Params, *, key: Array) -> dict[str, Array]:
+def random_permutation(params: Params, spec: PermutationSpec, *, key: Array) -> dict[str, Array]:
     """A uniform permutation of every group, in each layer of a stacked one.
 
     Args:
-      spec: Where the units lie.
       params: Parameters, for the numbers of units.
+      spec: Where the units lie.
       key: Random key; a group draws from a stream of its name, so its draw does not depend on the other groups.
 
     Returns:
@@ -120,10 +120,11 @@ def random_permutation(spec: PermutationSpec, params: Params, *, key: Array) -> 
 
     Example:
       >>> spec = PermutationSpec((("w", (UnitAxis("hidden", 1),)),))
-      >>> permutation = random_permutation(spec, {"w": jnp.zeros((2, 5))}, key=jax.random.key(0))
+      >>> permutation = random_permutation({"w": jnp.zeros((2, 5))}, spec, key=jax.random.key(0))
       >>> sorted(permutation["hidden"].tolist())
       [0, 1, 2, 3, 4]
     """
+    unit_counts(params, spec, where="random_permutation")
     still = identity_permutation(params, spec)
     return {
         group: jax.random.permutation(stream(key, group), index, axis=-1, independent=True)
@@ -196,7 +197,7 @@ def require_permutation(where: str, params: Params, spec: PermutationSpec, permu
 
 
 def check_spec(
-    f: OutputFn, params: Params, x: Inputs, spec: PermutationSpec, *, key: Array, tolerance: float | None = None
+    f: OutputFn, params: Params, spec: PermutationSpec, x: Inputs, *, key: Array, tolerance: float | None = None
 ) -> float:
     r"""Whether a spec tells the truth: the largest change of outputs as the units of one group after another move.
 
@@ -207,8 +208,8 @@ def check_spec(
     Args:
       f: Outputs.
       params: Parameters, best random ones (zero biases hide a bias that the spec forgets).
-      x: A few examples.
       spec: The spec to be checked.
+      x: A few examples.
       key: Random key of the permutations.
       tolerance: Largest change that passes; ``None`` means 1e-5, or 1e-10 for float64 outputs.
 
@@ -222,16 +223,17 @@ def check_spec(
       >>> f = lambda p, x: jnp.maximum(x @ p["w"], 0) @ p["v"]
       >>> spec = PermutationSpec((("w", (UnitAxis("hidden", 1),)), ("v", (UnitAxis("hidden", 0, reads=True),))))
       >>> params = {"w": jnp.array([[1.0, -2.0, 3.0]]), "v": jnp.array([4.0, 5.0, 6.0])}
-      >>> check_spec(f, params, jnp.ones((2, 1)), spec, key=jax.random.key(0)) <= 1e-5
+      >>> check_spec(f, params, spec, jnp.ones((2, 1)), key=jax.random.key(0)) <= 1e-5
       True
-      >>> check_spec(f, params, jnp.ones((2, 1)), PermutationSpec(spec.leaves[:1]), key=jax.random.key(0))
+      >>> check_spec(f, params, PermutationSpec(spec.leaves[:1]), jnp.ones((2, 1)), key=jax.random.key(0))
       Traceback (most recent call last):
       ...
       jaxft.core.checks.UserError: check_spec: permuting a group must leave the outputs as they are, got hidden (...; v
       has an axis of 3 that the spec does not name). Name every axis that produces or reads its units.
     """
+    unit_counts(params, spec, where="check_spec")
     # One cycle through all units: a uniform permutation of a few units often leaves them where they are.
-    order = random_permutation(spec, params, key=key)
+    order = random_permutation(params, spec, key=key)
     permutation = compose_permutations(
         invert_permutation(order), {g: jnp.roll(i, 1, axis=-1) for g, i in order.items()}
     )

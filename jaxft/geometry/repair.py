@@ -17,8 +17,8 @@ def repair(
     merged: Params,
     a: Params,
     b: Params,
-    x: Inputs,
     spec: PermutationSpec,
+    x: Inputs,
     *,
     alpha: float = 0.5,
     eps: float = 1e-5,
@@ -36,9 +36,9 @@ def repair(
       merged: The network to be repaired, such as the midpoint of a and b.
       a: The first endpoint.
       b: The second, its units permuted towards a.
-      x: Examples for the statistics.
       spec: Where the units lie. Each group needs a bias: ``.../scale`` and ``.../bias`` of a norm where it has one,
         else ``.../kernel`` and ``.../bias``.
+      x: Examples for the statistics.
       alpha: Weight of b.
       eps: A unit whose deviation is below ``eps`` times that of its layer or its mean is shifted and not scaled: it
         shows rounding.

@@ -196,6 +196,8 @@ def _check_pooling(where: str, pooling: str) -> None:
 
 
 def _check_batch(where: str, config: EncoderConfig, batch: TokenBatch) -> None:
+    rule, advice = "a batch must be a jaxft.core.types.TokenBatch", f"Pass TokenBatch({', '.join(TokenBatch._fields)})"
+    require(isinstance(batch, TokenBatch), where, rule, type(batch).__name__, advice)
     shapes = [np.shape(x) for x in batch]
     b, t = shapes[0] if len(shapes[0]) == 2 else (0, 0)
     rule = "a batch must be input_ids, attention_mask, token_type_ids [b, t] and mask_position [b], b and t positive"

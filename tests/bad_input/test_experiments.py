@@ -76,6 +76,12 @@ def test_unknown_experiment_names_the_nearest(capsys):
     assert "Did you mean kernel_finetuning?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["run", "-h"]])
+def test_help_before_an_experiment_is_named(argv, capsys):
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("usage: python -m experiments")
+
+
 DATA = {
     "a label outside the classes": (SST2 + "good\t1\nbad\t7\n", "train.tsv:3"),
     "one class": (SST2 + "good\t1\n" * 9, "class"),

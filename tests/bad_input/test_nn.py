@@ -37,6 +37,7 @@ CASES = {
     "label word outside": (lambda: nn.make_prompt_logits(CONFIG, [3, 9]), r"in \[0, 9\), got \[3, 9\]"),
     "unknown pooling": (lambda: nn.make_features(CONFIG, pooling=OTHER), "'first' or 'mean', got 'rel'"),
     "sentence longer than the model": (features(LONG), "must fit the model's 5 tokens, got 6 tokens. Truncate"),
+    "ids alone": (features(IDS), "must be a jaxft.core.types.TokenBatch, got ArrayImpl. Pass TokenBatch.input_ids,"),
     "no batch axis": (features(TokenBatch(*(x[0] for x in BATCH))), "leading axis of 1"),
     "masks of another shape": (features(BATCH._replace(attention_mask=IDS[:, :2])), r"\(2, 3\), \(2, 2\)"),
     "ids of another tokenizer": (

@@ -45,7 +45,7 @@ PERMUTATION = {
     "floats": (moved(jnp.arange(3.0)), r"h: float32\[3\] rather than integers"),
     "repeated": (moved(np.array([0, 0, 2])), "repeated or missing units in h"),
     "out of range": (moved(np.array([1, 2, 3])), "repeated or missing units in h"),
-    "other network": (lambda: apply_permutation({"in": P["in"]}, SPEC, {}), "out is missing"),
+    "other network": (lambda: apply_permutation({"in": P["in"]}, SPEC, {}), r"out is missing \(Known: in\)"),
     "one index for all layers": (
         lambda: apply_permutation({"w": jnp.ones((2, 3))}, STACKED, {"h": jnp.arange(3)}),
         r"int32\[3\] rather than integers \[2, 3\]",
@@ -72,9 +72,13 @@ def without(name):
 
 RANDOM = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), P)
 CHECK = {
-    "forgotten bias": (lambda: check_spec(net, RANDOM, X, without("in/bias"), key=KEY), "in/bias has an axis of 3"),
-    "forgotten reader": (lambda: check_spec(net, RANDOM, X, without("out"), key=KEY), "out has an axis of 3"),
-    "nan outputs": (lambda: check_spec(lambda p, x: net(p, x) / 0, RANDOM, X, SPEC, key=KEY), "outputs must be finite"),
+    "forgotten bias": (lambda: check_spec(net, RANDOM, without("in/bias"), X, key=KEY), "in/bias has an axis of 3"),
+    "forgotten reader": (lambda: check_spec(net, RANDOM, without("out"), X, key=KEY), "out has an axis of 3"),
+    "other paths": (
+        lambda: check_spec(net, RANDOM, make_permutation_spec({"in/bais": (UnitAxis("h", 0),)}), X, key=KEY),
+        "in/bais is missing .Did you mean in/bias",
+    ),
+    "nan outputs": (lambda: check_spec(lambda p, x: net(p, x) / 0, RANDOM, SPEC, X, key=KEY), "outputs must be finite"),
 }
 
 
@@ -117,7 +121,7 @@ def test_matching_says_what_is_wrong(case):
 
 
 def activation(function=units, spec=SPEC, p=P, **options):
-    return lambda: activation_matching(function, p, p, X, spec, **options)
+    return lambda: activation_matching(function, p, p, spec, X, **options)
 
 
 ACTIVATIONS = {
@@ -129,7 +133,7 @@ ACTIVATIONS = {
     ),
     "nan units": (activation(p=jax.tree.map(lambda x: x / 0, P)), "must be finite"),
     "batch of 0": (activation(batch_size=0), "batch_size must be positive"),
-    "no examples": (lambda: activation_matching(units, P, P, X[:0], SPEC), "there must be an example"),
+    "no examples": (lambda: activation_matching(units, P, P, SPEC, X[:0]), "there must be an example"),
     "not a mapping": (activation(lambda p, x: x), "must return a mapping"),
 }
 
@@ -145,7 +149,7 @@ def test_activation_matching_says_what_is_wrong(case):
 def straight_through(**options):
     settings = {"tx": optax.sgd(0.1), "steps": 1, "key": KEY, **options}
     function = settings.pop("loss_fn", loss)
-    return lambda: straight_through_matching(function, P, P, X[None], SPEC, **settings)
+    return lambda: straight_through_matching(function, P, P, SPEC, X[None], **settings)
 
 
 STRAIGHT_THROUGH = {
@@ -166,13 +170,13 @@ def test_straight_through_matching_says_what_is_wrong(case):
 
 REPAIR = {
     "no bias": (
-        lambda: repair(units, P, P, P, X, without("in/bias")),
+        lambda: repair(units, P, P, P, without("in/bias"), X),
         r"group h needs scales and one bias .* got leaves \['in/kernel'\]",
     ),
-    "alpha": (lambda: repair(units, P, P, P, X, SPEC, alpha=1.5), r"alpha must lie in \[0, 1\], got 1.5"),
-    "other trees": (lambda: repair(units, OTHER, P, P, X, SPEC), "only in a; top: only in merged"),
+    "alpha": (lambda: repair(units, P, P, P, SPEC, X, alpha=1.5), r"alpha must lie in \[0, 1\], got 1.5"),
+    "other trees": (lambda: repair(units, OTHER, P, P, SPEC, X), "only in a; top: only in merged"),
     "nan": (
-        lambda: repair(units, P, {**P, "in": {**P["in"], "bias": P["in"]["bias"] / 0}}, P, X, SPEC),
+        lambda: repair(units, P, {**P, "in": {**P["in"], "bias": P["in"]["bias"] / 0}}, P, SPEC, X),
         "must be finite",
     ),
 }
@@ -223,7 +227,7 @@ SPECS = {
     ),
     "flatten that does not fit": (
         lambda: random_permutation(
-            make_permutation_spec({"w": (UnitAxis("a", 0, outer=2),)}), {"w": jnp.ones(3)}, key=KEY
+            {"w": jnp.ones(3)}, make_permutation_spec({"w": (UnitAxis("a", 0, outer=2),)}), key=KEY
         ),
         r"w \(3,\) has no axis 0 of \[2, a, 1\]",
     ),

@@ -28,7 +28,7 @@ def problem(quick: bool, planted: bool) -> tuple[Params, Params, PermutationSpec
     a, b = (init_encoder(config, key=jax.random.key(seed)) for seed in (0, 1))
     spec = encoder_spec(a, config)
     if planted:
-        hidden = apply_permutation(a, spec, random_permutation(spec, a, key=jax.random.key(2)))
+        hidden = apply_permutation(a, spec, random_permutation(a, spec, key=jax.random.key(2)))
         b = jax.tree.map(lambda p, q: (p + q) / 2, hidden, b)
     return a, b, spec
 

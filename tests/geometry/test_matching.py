@@ -134,7 +134,7 @@ def test_stacked_groups_alone_are_the_best_of_each_layer():
 @pytest.mark.parametrize("name", ["mlp", "stack"])
 def test_permutation_of_itself_is_undone_exactly(name, solver):
     a, spec = make_tree(name, 0, scale=2), {"mlp": MLP, "stack": STACK}[name]
-    hidden = random_permutation(spec, a, key=jax.random.key(1))
+    hidden = random_permutation(a, spec, key=jax.random.key(1))
     if name == "stack":  # what is planted in a residual stream is found from a start that is near
         hidden = {
             **hidden,
@@ -182,7 +182,7 @@ def test_a_group_is_solved_again_only_after_a_neighbour_changed(monkeypatch):
     monkeypatch.setattr(matching, "_best", counted)
     a = make_tree("stack", 0)
     b = apply_permutation(
-        a, STACK, {g: random_permutation(STACK, a, key=jax.random.key(0))[g] for g in ("mlp", "heads")}
+        a, STACK, {g: random_permutation(a, STACK, key=jax.random.key(0))[g] for g in ("mlp", "heads")}
     )
     found = weight_matching(a, b, STACK, key=jax.random.key(0), groups=("mlp", "heads"))
     assert sorted(solved) == ["heads", "mlp"]
@@ -196,7 +196,7 @@ def test_first_sweep_begins_with_what_is_known_without_other_groups():
     a = {**make_tree("stack", 0, scale=2), "table": jnp.asarray(draw.normal(size=(300, 8)), np.float32)}
     del a["square"]
     for seed in range(3):
-        b = apply_permutation(a, spec, random_permutation(spec, a, key=jax.random.key(seed)))
+        b = apply_permutation(a, spec, random_permutation(a, spec, key=jax.random.key(seed)))
         found = weight_matching(a, b, spec, key=jax.random.key(seed))
         assert all((found.params[leaf] == a[leaf]).all() for leaf in a)
         np.testing.assert_allclose(found.objective[1:], inner(a, a), rtol=1e-6)
@@ -204,7 +204,7 @@ def test_first_sweep_begins_with_what_is_known_without_other_groups():
 
 def test_start_that_is_right_is_kept():
     a = make_tree("mlp", 0)
-    hidden = random_permutation(MLP, a, key=jax.random.key(3))
+    hidden = random_permutation(a, MLP, key=jax.random.key(3))
     b = apply_permutation(a, MLP, hidden)
     undo = {group: np.argsort(index) for group, index in hidden.items()}
     found = weight_matching(a, b, MLP, key=jax.random.key(0), start=undo)
@@ -221,7 +221,7 @@ def test_dead_units_end_the_descent():
 
 def test_bfloat16_is_matched_in_float32():
     a = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_tree("mlp", 0))
-    b = apply_permutation(a, MLP, random_permutation(MLP, a, key=jax.random.key(1)))
+    b = apply_permutation(a, MLP, random_permutation(a, MLP, key=jax.random.key(1)))
     found = weight_matching(a, b, MLP, key=jax.random.key(0), restarts=3)
     assert all((found.params[leaf] == a[leaf]).all() for leaf in a)
 
@@ -247,13 +247,13 @@ def test_variance_does_not_cancel_beside_a_large_mean():
 def test_activations_recover_a_permutation_with_rescaled_units():
     a = make_tree("mlp", 0, scale=2)
     x = jnp.asarray(np.random.default_rng(9).normal(size=(64, 6)), np.float32)
-    hidden = random_permutation(MLP, a, key=jax.random.key(1))
+    hidden = random_permutation(a, MLP, key=jax.random.key(1))
     b = apply_permutation(a, MLP, hidden)
-    found = activation_matching(units, a, b, x, MLP, batch_size=24)
+    found = activation_matching(units, a, b, MLP, x, batch_size=24)
     assert all((found.params[leaf] == a[leaf]).all() for leaf in a)
     np.testing.assert_allclose(found.objective[-1], 8 + 10, rtol=1e-4)
     louder = {**b, "k1": 3 * b["k1"], "b1": 3 * b["b1"]}  # correlations do not see the size of a unit
-    again = activation_matching(units, a, louder, x, MLP)
+    again = activation_matching(units, a, louder, MLP, x)
     assert all((again.permutation[group] == found.permutation[group]).all() for group in hidden)
 
 
@@ -263,12 +263,12 @@ def test_dead_units_correlate_with_nothing():
     found = unit_correlations(units, dead, a, X, eps=1e-6)["h0"]
     assert np.isfinite(found).all()
     assert float(jnp.abs(found[1]).max()) < 1e-3
-    assert activation_matching(units, dead, a, X, MLP).permutation["h0"].tolist() == [0, 1, 2, 3]
+    assert activation_matching(units, dead, a, MLP, X).permutation["h0"].tolist() == [0, 1, 2, 3]
 
 
 def midpoint_problem():
     a = make_tree("mlp", 0, scale=2)
-    hidden = random_permutation(MLP, a, key=jax.random.key(1))
+    hidden = random_permutation(a, MLP, key=jax.random.key(1))
     x = jnp.asarray(np.random.default_rng(9).normal(size=(2, 32, 6)), np.float32)
     y = jax.vmap(lambda rows: units(a, rows)["output"])(x)
     return a, apply_permutation(a, MLP, hidden), (x, y)
@@ -281,7 +281,7 @@ def squared_error(params, batch):
 def test_straight_through_finds_the_planted_permutation():
     a, b, batches = midpoint_problem()
     options = {"tx": optax.sgd(0.01), "steps": 3, "key": jax.random.key(0)}
-    found = straight_through_matching(squared_error, a, b, batches, MLP, **options)
+    found = straight_through_matching(squared_error, a, b, MLP, batches, **options)
     assert found.losses.shape == (3,)
     assert found.losses.min() < 1e-10
     assert all((found.params[leaf] == a[leaf]).all() for leaf in a)
@@ -292,7 +292,7 @@ def test_straight_through_lowers_the_loss_at_the_midpoint():
     x = jnp.asarray(np.random.default_rng(9).normal(size=(1, 64, 6)), np.float32)
     batches = (x, units(a, x[0])["output"][None])
     options = {"tx": optax.adam(0.1), "steps": 25, "key": jax.random.key(0)}
-    found = straight_through_matching(squared_error, a, b, batches, MLP, **options)
+    found = straight_through_matching(squared_error, a, b, MLP, batches, **options)
 
     def at_midpoint(moved):
         middle = jax.tree.map(lambda p, q: (p + q) / 2, a, moved)
@@ -319,7 +319,7 @@ def test_free_copy_is_given_the_gradient_of_the_permuted_network():
             return grads, state
 
     options = {"tx": Recorder(), "steps": 1, "key": jax.random.key(0)}
-    found = straight_through_matching(squared_error, a, b, batches, MLP, **options)
+    found = straight_through_matching(squared_error, a, b, MLP, batches, **options)
     jax.effects_barrier()
     first = jax.tree.map(lambda leaf: leaf[0], batches)
     middle = jax.tree.map(lambda p, q: (p + q) / 2, a, found.params)

@@ -69,7 +69,7 @@ def test_means_and_deviations_are_interpolated(case, alpha, batch_size):
     make, units, spec = CASES[case]
     a, b = make(0), make(1)
     merged = jax.tree.map(lambda p, q: (1 - alpha) * p + alpha * q, a, b)
-    done = repair(units, merged, a, b, X, spec, alpha=alpha, batch_size=batch_size)
+    done = repair(units, merged, a, b, spec, X, alpha=alpha, batch_size=batch_size)
     first, second, before, after = (units(params, X) for params in (a, b, merged, done))
     for group in ("h0", "h1"):
         flat = [np.asarray(side[group], np.float64).reshape(240, -1) for side in (first, second, before, after)]
@@ -84,20 +84,20 @@ def test_means_and_deviations_are_interpolated(case, alpha, batch_size):
 def test_network_merged_with_itself_is_left_alone(case):
     make, units, spec = CASES[case]
     a = make(0)
-    done = repair(units, a, a, a, X, spec)
+    done = repair(units, a, a, a, spec, X)
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=2e-5, atol=2e-5), done, a)
 
 
 def test_merge_at_an_end_is_left_alone():
     a, b = dense(0), dense(1)
-    done = repair(dense_units, b, a, b, X, DENSE, alpha=1.0)
+    done = repair(dense_units, b, a, b, DENSE, X, alpha=1.0)
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=2e-5, atol=2e-5), done, b)
 
 
 def test_only_scale_and_shift_of_a_norm_move():
     a, b = normed(0), normed(1)
     merged = jax.tree.map(lambda p, q: (p + q) / 2, a, b)
-    done = repair(normed_units, merged, a, b, X, NORMED)
+    done = repair(normed_units, merged, a, b, NORMED, X)
     for path in (("conv", "kernel"), ("norm", "mean"), ("norm", "var")):
         np.testing.assert_array_equal(done[path[0]][path[1]], merged[path[0]][path[1]])
     assert affine_leaves(NORMED, "h0") == ("norm/scale", "norm/bias")
@@ -107,7 +107,7 @@ def test_dead_unit_is_shifted_and_not_scaled():
     a, b = dense(0), dense(1)
     merged = jax.tree.map(lambda p, q: (p + q) / 2, a, b)
     merged["d0"]["kernel"] = merged["d0"]["kernel"].at[:, 2].set(0)
-    done = repair(dense_units, merged, a, b, X, DENSE)
+    done = repair(dense_units, merged, a, b, DENSE, X)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(done))
     (mean_a, _), (mean_b, _), (mean, variance) = (unit_moments(dense_units, p, X)["h0"] for p in (a, b, done))
     np.testing.assert_allclose(mean, (mean_a + mean_b) / 2, rtol=1e-4, atol=1e-5)

@@ -28,7 +28,7 @@ def test_mlp(use_bias):
         f"Dense_{i}/{leaf}" for i in range(4) for leaf in ("kernel", *["bias"] * use_bias) if (i, leaf) != (3, "bias")
     }
     x = jax.random.normal(jax.random.key(1), (5, 4))
-    assert check_spec(f, params, x, spec, key=jax.random.key(2)) < 1e-5
+    assert check_spec(f, params, spec, x, key=jax.random.key(2)) < 1e-5
 
 
 def test_mlp_of_eleven_layers_is_read_in_order():
@@ -53,7 +53,7 @@ def test_convolutions(name):
     (after_flatten,) = [axis for _, axis in spec.of_group("channels_2", reads=True)]
     assert after_flatten.outer == (48 if name == "paper" else 2)
     x = jax.random.normal(jax.random.key(1), (3, 6, 8, 2))
-    assert check_spec(net.f, params, x, spec, key=jax.random.key(2)) < 1e-5
+    assert check_spec(net.f, params, spec, x, key=jax.random.key(2)) < 1e-5
 
 
 def test_units_of_a_convnet_are_named_as_its_groups():
@@ -71,7 +71,7 @@ def test_encoder(small, make):
     assert spec.normalized == {"residual"}
     f, mask = make(small.config), small.batch.attention_mask
     shown = (lambda p, x: f(p, x) * mask[:, :, None]) if make is make_mlm_logits else f
-    assert check_spec(shown, small.params, small.batch, spec, key=jax.random.key(0)) < 1e-5
+    assert check_spec(shown, small.params, spec, small.batch, key=jax.random.key(0)) < 1e-5
 
 
 def test_encoder_spec_without_heads_and_from_shapes_alone(small):
@@ -85,4 +85,4 @@ def test_encoder_without_one_leaf_is_found_out(small, forgotten):
     axes = {p: a for p, a in encoder_spec(small.params, small.config).leaves if p != forgotten}
     spec = make_permutation_spec(axes)
     with pytest.raises(ValueError, match="permuting a group must leave the outputs as they are"):
-        check_spec(make_mlm_logits(small.config), small.params, small.batch, spec, key=jax.random.key(0))
+        check_spec(make_mlm_logits(small.config), small.params, spec, small.batch, key=jax.random.key(0))

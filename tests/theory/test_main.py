@@ -121,6 +121,13 @@ def test_list_has_a_line_a_claim(paper, capsys):
     assert [row.split()[:2] for row in rows] == [["made_up/one-is-one", "identity"], ["made_up/less", "ordering"]]
 
 
+def test_list_of_one_paper_has_its_claims_alone(monkeypatch, capsys):
+    monkeypatch.setattr(command, "PAPERS", ("made_up", "other"))
+    monkeypatch.setattr(command, "claims_of", lambda slug: [identity(name=f"of-{slug}")])
+    assert command.main(["list", "other"]) == 0
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]] == ["made_up/of-other"]
+
+
 def test_show_prints_a_claim_in_full(paper, capsys):
     paper(identity())
     assert command.main(["show", "made_up/one-is-one"]) == 0
@@ -136,6 +143,8 @@ def test_unknown_claim_names_its_nearest(paper, capsys):
     paper(identity())
     assert command.main(["show", "made_up/one-is-won"]) == 2
     assert "unknown claim, got 'made_up/one-is-won'. Did you mean made_up/one-is-one" in capsys.readouterr().err
+    assert command.main(["show", "one-is-won"]) == 2
+    assert "got 'one-is-won'. Did you mean one-is-one?" in capsys.readouterr().err
 
 
 def test_unknown_paper_names_its_nearest(capsys):

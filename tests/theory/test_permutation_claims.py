@@ -27,10 +27,10 @@ def _one_group(a, b, spec, **options):
     return weight_matching(a, b, spec, groups=spec.groups[:1], **options)
 
 
-def _first_group_alone(units_fn, merged, a, b, x, spec):
+def _first_group_alone(units_fn, merged, a, b, spec, x):
     leaves = tuple(entry for entry in spec.leaves if any(axis.units == spec.groups[0] for axis in entry[1]))
     kept = tuple((path, tuple(axis for axis in axes if axis.units == spec.groups[0])) for path, axes in leaves)
-    return repair(units_fn, merged, a, b, x, PermutationSpec(kept))
+    return repair(units_fn, merged, a, b, PermutationSpec(kept), x)
 
 
 def _towards_one_end(*args):

@@ -46,7 +46,7 @@ def _pair(seed: int) -> tuple[Params, Params]:
 
 
 def _drawn(seed: int, params: Params) -> dict[str, jax.Array]:
-    return random_permutation(SPEC, params, key=stream(jax.random.key(seed), "permutation"))
+    return random_permutation(params, SPEC, key=stream(jax.random.key(seed), "permutation"))
 
 
 def _matched(seed: int, a: Params, b: Params) -> Params:
@@ -102,7 +102,7 @@ def repaired_statistics(seed: int, *, unrepaired: bool = False) -> Evidence:
     x = data(seed).x
     middle = jax.tree.map(lambda p, q: (p + q) / 2, a, b)
     if not unrepaired:
-        middle = repair(hidden_preactivations, middle, a, b, x, SPEC)
+        middle = repair(hidden_preactivations, middle, a, b, SPEC, x)
 
     def statistics(params: Params) -> np.ndarray:
         moments = unit_moments(hidden_preactivations, params, x)
