@@ -5,6 +5,7 @@ evaluated point by point, with the statistics of norms estimated anew over the d
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class CurveNet:
         a, b, c = self.layers[name][leaf]
         return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
 
-    def __call__(self, x: torch.Tensor, t: float, statistics: dict[str, tuple] | None = None, *, train=False):
+    def __call__(self, x: torch.Tensor, t: float, statistics: Any = None, *, train=False):
         """Logits at t; ``statistics`` of the norms are read, or written where ``train``."""
         *hidden, output = [name for name in self.layers if not name.startswith("norm")]
         for i, name in enumerate(hidden):
@@ -65,7 +66,8 @@ class CurveNet:
     def _norm(self, name: str, x: torch.Tensor, t: float, statistics, train: bool) -> torch.Tensor:
         scale, bias = self.mixed(name, "scale", t), self.mixed(name, "bias", t)
         if not train:
-            return F.batch_norm(x, *statistics[name], scale, bias, eps=1e-5)
+            mean, variance = statistics[name]
+            return F.batch_norm(x, mean, variance, scale, bias, eps=1e-5)
         statistics.setdefault(name, []).append((x.mean((0, 2, 3)), x.square().mean((0, 2, 3))))
         return F.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
 
@@ -88,9 +90,9 @@ def evaluate(net: CurveNet, batches, ts: Sequence[float], *, norms: bool = False
     x, y = batches
     rows = []
     for t in ts:
-        statistics = {}
+        statistics: dict[str, Any] = {}
         if norms:
-            moments: dict[str, list] = {}
+            moments: dict[str, Any] = {}
             for images in x:
                 net(images, t, moments, train=True)
             for name, each in moments.items():
