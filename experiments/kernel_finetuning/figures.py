@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from experiments.kernel_finetuning.rows import Record, number, phase_of
+from experiments.kernel_finetuning.rows import phase_of
 from jaxft.lab.figures import Drawing, draw_agreement, draw_drift, draw_dynamics, save_figure
+from jaxft.lab.records import Record, number
 from jaxft.lab.run import Run
 
 FOLLOWED = {

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.kernel_finetuning.rows import Record, grouped, number, phase_of, unit_of
+from experiments.kernel_finetuning.rows import grouped, phase_of, unit_of
 from jaxft.core.findings import Finding
+from jaxft.lab.records import Record, number
 from jaxft.lab.report import finding_rows
 from theory.claims import Claim, Evidence, judge
 from theory.kernel_finetuning import (

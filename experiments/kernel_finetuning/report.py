@@ -11,13 +11,13 @@ from experiments.kernel_finetuning.rows import (
     CONTROL_COLUMNS,
     QUANTITIES,
     UNIT,
-    Record,
     adapter_rows,
     control_rows,
     run_rows,
     table_rows,
 )
 from jaxft.core.findings import Finding
+from jaxft.lab.records import Record
 from jaxft.lab.report import format_number, markdown_table, write_csv
 from jaxft.lab.run import Run
 from theory.kernel_finetuning import PAPER_THRESHOLDS, THRESHOLDS

@@ -1,15 +1,15 @@
 """From the records of a run to the rows of its tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.kernel_finetuning.config import KERNEL_OF
+from jaxft.lab.records import Record, number
 from jaxft.lab.report import format_number
 from theory.kernel_finetuning import UNMOVED, Diagnostics, kernel_verdict, paper_verdict
 
-Record = Mapping[str, Any]
 UNIT = ("task", "k", "split", "arm")
 
 QUANTITIES = {
@@ -142,11 +142,6 @@ def unit_of(record: Record) -> tuple:
 def phase_of(record: Record) -> tuple:
     """What identifies the phase of a record; of an optimiser that diverged, none."""
     return (unit_of(record), record["optimizer"], record.get("rate"))
-
-
-def number(value: Any) -> float:
-    """A recorded number; what is not finite is recorded as ``None``."""
-    return float("nan") if value is None else float(value)
 
 
 def mean_std(values: Sequence[Any], *, spread: bool = True) -> str | None:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from experiments.mode_connectivity.config import PRESETS, ModeConnectivityConfig
 from experiments.mode_connectivity.execute import Outcome, execute, pairs_of
-from experiments.mode_connectivity.findings import FINDING_COLUMNS, quantity_rows
 from experiments.mode_connectivity.prepare import Prepared, load, prepare
 from experiments.mode_connectivity.report import write_report
 from experiments.mode_connectivity.rows import THEOREM_COLUMNS, theorem_rows
@@ -21,6 +20,7 @@ from jaxft.data.images import Images
 from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.launch import Job, Table, launch
 from jaxft.lab.run import Run
+from theory.run_claims import CONTROLLED_COLUMNS, controlled_rows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +40,10 @@ def _job(config: ModeConnectivityConfig, images: Images) -> Job:
         records = run.records.read()
         notes = [*_notes(config, prepared), cost]
         text, findings = write_report(config, run, records, outcomes[-1].heuristics, images.classes, notes)
-        return text, [Table(theorem_rows(records), THEOREM_COLUMNS), Table(quantity_rows(findings), FINDING_COLUMNS)]
+        return text, [
+            Table(theorem_rows(records), THEOREM_COLUMNS),
+            Table(controlled_rows(findings), CONTROLLED_COLUMNS),
+        ]
 
     return Job(
         parts=len(list(pairs_of(config))) + config.heuristics.models,

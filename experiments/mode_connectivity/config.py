@@ -89,7 +89,7 @@ class ModeConnectivityConfig:
     data: Path | None = None
     """Images: a .npz file or a folder of IDX files; scikit-learn's digits by default."""
     nets: tuple[str, ...] = ("1x64", "1x256", "1x1024", "2x64", "2x128", "2x256", "3x128")
-    """Hidden layers and their width: 2x256, or conv3x32 for convolutions."""
+    """Hidden layers and width: 2x256; conv3x32 for convolutions; vgg3x16 for convolutions with norms and pools."""
     dropout: tuple[float, ...] = (0.0, 0.5)
     """Probabilities with which hidden units are dropped in training, each for every network."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -113,10 +113,13 @@ class ModeConnectivityConfig:
         bad += [f"dropout: must lie in [0, 1), got {frac}" for frac in self.dropout if not 0 <= frac < 1]
         if self.data is not None and not self.data.exists():
             bad.append(f"data: {self.data} does not exist")
-        if self.plane.net not in self.nets:
-            bad.append(f"plane.net: must be one of {', '.join(self.nets)}, got {self.plane.net}")
-        if self.plane.dropout not in self.dropout:
-            bad.append(f"plane.dropout: must be one of {self.dropout}, got {self.plane.dropout}")
+        for name, shown, trained in (
+            ("net", self.plane.net, self.nets),
+            ("dropout", self.plane.dropout, self.dropout),
+        ):
+            if shown not in trained:
+                listed = ", ".join(map(str, trained))
+                bad.append(f"plane.{name}: must be one of {listed}, got {shown}. Set --plane.{name}")
         return bad + _not_positive(self, ("evaluation_batch",))
 
 

@@ -9,10 +9,11 @@ from experiments.mode_connectivity.execute import pairs_of
 from experiments.mode_connectivity.heuristics import HeuristicsResult
 from experiments.mode_connectivity.heuristics_rows import draw_heuristics
 from experiments.mode_connectivity.pairs import PATHS
-from experiments.mode_connectivity.rows import Record, kinds_of_networks, number, of_kind
+from experiments.mode_connectivity.rows import kinds_of_networks
 from jaxft.lab.figures import draw_drift
 from jaxft.lab.figures_paths import draw_matrix, draw_paths, draw_plane
 from jaxft.lab.figures_style import Drawing, save_figure
+from jaxft.lab.records import Record, number, of_kind
 from jaxft.lab.run import Run
 
 FLOOR = 1e-6

@@ -55,7 +55,9 @@ def pair_rows(result: HeuristicsResult) -> list[dict[str, Any]]:
             shuffled = result.shuffled[split] if measure == "barrier" else None
             named = {"gap": "convexity gap"}.get(measure, measure)
             cells = (WORDS[split], named, float(pairs.mean()), float(pairs.max()), shuffled)
-            rows.append(dict(zip(PAIR_COLUMNS, (*cells, found.correlation, found.p_value), strict=True)))
+            known = np.isfinite(found.correlation)  # not where all pairs are alike
+            association = (found.correlation, found.p_value) if known else (None, None)
+            rows.append(dict(zip(PAIR_COLUMNS, (*cells, *association), strict=True)))
     return rows
 
 
@@ -79,8 +81,9 @@ def heuristics_notes(config: Heuristics, result: HeuristicsResult) -> list[str]:
     )
     pairs = result.barriers["train"][np.triu_indices(len(accuracy), 1)]
     lost = ", ".join(map(str, result.left_out))
+    layers = "1 layer" if config.layers == 1 else f"{config.layers} layers"
     return [
-        f"One encoder ({config.layers} layers of width {config.width}) is pre-trained on sentences of the embedded "
+        f"One encoder ({layers} of width {config.width}) is pre-trained on sentences of the embedded "
         f"grammar and fine-tuned {config.models} times from one head, in other orders of the batches. The label is "
         f"the number of the subject; in all but {format_number(config.telling_frac)} of the training sentences it is "
         f"also told by the presence of words of a class ({config.lexical}). In the challenge set the two disagree: "

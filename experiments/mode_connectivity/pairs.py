@@ -122,11 +122,12 @@ def _paths(
             facts[f"{name}_failed"] = str(diverged)
             continue
         yield name, fit.curve
-    band = fit_neb(network.fit_loss, a, b, prepared.fit, tx=tx, steps=fits.steps, pivots=fits.pivots)
-    if np.isfinite(float(band.saddle)):
-        yield "band", band.path
+    try:
+        band = fit_neb(network.fit_loss, a, b, prepared.fit, tx=tx, steps=fits.steps, pivots=fits.pivots)
+    except UserError as diverged:
+        facts["band_failed"] = str(diverged)
     else:
-        facts["band_failed"] = "the loss must stay finite"
+        yield "band", band.path
     shuffle = random_permutation(b, spec, key=stream(key, "shuffle"))
     yield "shuffled", linear_path(a, apply_permutation(b, spec, shuffle))
 

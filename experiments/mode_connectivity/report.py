@@ -4,23 +4,23 @@ from collections.abc import Sequence
 
 from experiments.mode_connectivity.config import ModeConnectivityConfig
 from experiments.mode_connectivity.figures import draw_figures
-from experiments.mode_connectivity.findings import FINDING_COLUMNS, findings_of, quantity_rows
+from experiments.mode_connectivity.findings import findings_of
 from experiments.mode_connectivity.heuristics import HeuristicsResult
 from experiments.mode_connectivity.heuristics_rows import heuristics_section
 from experiments.mode_connectivity.rows import (
     ENSEMBLE_COLUMNS,
     PATH_COLUMNS,
     THEOREM_COLUMNS,
-    Record,
     ensemble_rows,
-    of_kind,
     path_rows,
     theorem_rows,
     vacuity_notes,
 )
 from jaxft.core.findings import Finding
+from jaxft.lab.records import Record, of_kind
 from jaxft.lab.report import format_number, markdown_table, write_csv
 from jaxft.lab.run import Run
+from theory.run_claims import CONTROLLED_COLUMNS, controlled_rows
 
 PATH_RECORD_COLUMNS = (
     *("net", "dropout", "seed", "path", "points", "length_ratio", "train_barrier", "test_barrier", "error_barrier"),
@@ -80,7 +80,7 @@ def write_report(
         "Means over pairs; paths.csv has every pair. The shuffled network is the second one with its units in random "
         "order: the control of matching.",
         "## Findings",
-        markdown_table(quantity_rows(findings), FINDING_COLUMNS),
+        markdown_table(controlled_rows(findings), CONTROLLED_COLUMNS),
         "Of an ordering predicted is the greater one, measured the lesser, pair by pair. The control is the same claim "
         "with one assumption broken, and must not hold.",
         "## Ensembles",

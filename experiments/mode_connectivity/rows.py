@@ -7,19 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.mode_connectivity.pairs import PATHS
+from jaxft.lab.records import Record, number, of_kind
 from jaxft.lab.report import format_number
-
-Record = Mapping[str, Any]
-
-
-def number(value: Any) -> float:
-    """A recorded number; what is not finite is recorded as ``None``."""
-    return float("nan") if value is None else float(value)
-
-
-def of_kind(records: Sequence[Record], kind: str, **fields: Any) -> list[Record]:
-    """Records of a kind with these fields."""
-    return [r for r in records if r["kind"] == kind and fields.items() <= r.items()]
 
 
 def pair_keys(records: Sequence[Record], **fields: Any) -> list[dict[str, Any]]:

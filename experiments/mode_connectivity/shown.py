@@ -49,9 +49,10 @@ def measure_shown(
     ]
     arrays, facts = {}, {}
     for name, members in (("trained", models), ("matched", matched)):
-        matrix = np.asarray(
-            pairwise_barriers(network.losses, list(members), prepared.train, points=MATRIX_POINTS).barriers
+        found = pairwise_barriers(
+            network.losses, list(members), prepared.train, points=MATRIX_POINTS, statistics=network.statistics
         )
+        matrix = np.asarray(found.barriers)
         pairs = matrix[np.triu_indices(len(matrix), 1)]
         arrays[name] = matrix
         facts |= {f"{name}_mean": float(pairs.mean()), f"{name}_max": float(pairs.max())}

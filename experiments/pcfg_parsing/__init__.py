@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from experiments.pcfg_parsing.config import PRESETS, PcfgParsingConfig
 from experiments.pcfg_parsing.execute import execute, networks_of
-from experiments.pcfg_parsing.findings import FINDING_COLUMNS, quantity_rows
 from experiments.pcfg_parsing.prepare import Language, Prepared, load_language, prepare
 from experiments.pcfg_parsing.report import write_report
 from experiments.pcfg_parsing.rows import LOSS_COLUMNS, loss_rows
 from jaxft.lab.launch import Job, Table, launch
 from jaxft.lab.run import Run
+from theory.run_claims import CONTROLLED_COLUMNS, controlled_rows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def _job(config: PcfgParsingConfig, language: Language) -> Job:
     def report(run: Run, cost: str) -> tuple[str, list[Table]]:
         records = run.records.read()
         text, findings = write_report(config, run, records, prepared, [*_notes(config, prepared), cost])
-        return text, [Table(loss_rows(records), LOSS_COLUMNS), Table(quantity_rows(findings), FINDING_COLUMNS)]
+        return text, [Table(loss_rows(records), LOSS_COLUMNS), Table(controlled_rows(findings), CONTROLLED_COLUMNS)]
 
     return Job(
         parts=networks_of(config),

@@ -7,20 +7,10 @@ import numpy as np
 from experiments.pcfg_parsing.parsers import PARSERS
 from experiments.pcfg_parsing.prepare import Prepared
 from experiments.pcfg_parsing.probing import tree_from_marginals
-from experiments.pcfg_parsing.rows import (
-    Record,
-    bayes_of,
-    best_layer,
-    by_layer,
-    kinds_of,
-    models,
-    networks,
-    number,
-    of_kind,
-    strongest,
-)
+from experiments.pcfg_parsing.rows import bayes_of, best_layer, by_layer, kinds_of, models, networks, strongest
 from jaxft.evaluation.span_probes import at_spans, span_index
 from jaxft.lab.figures import Drawing, draw_drift, draw_scatter, draw_trees, save_figure
+from jaxft.lab.records import Record, number, of_kind
 from jaxft.lab.run import Run
 from jaxft.structure.trees import Tree
 

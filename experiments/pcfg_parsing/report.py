@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.pcfg_parsing.config import PcfgParsingConfig
 from experiments.pcfg_parsing.figures import draw_figures
-from experiments.pcfg_parsing.findings import FINDING_COLUMNS, findings_of, quantity_rows
+from experiments.pcfg_parsing.findings import findings_of
 from experiments.pcfg_parsing.held_out import COLUMNS as HELD_OUT_COLUMNS
 from experiments.pcfg_parsing.prepare import Prepared
 from experiments.pcfg_parsing.rows import (
@@ -12,18 +12,18 @@ from experiments.pcfg_parsing.rows import (
     LOSS_COLUMNS,
     PARSER_COLUMNS,
     PROBE_COLUMNS,
-    Record,
     bayes_of,
     head_rows,
     loss_rows,
-    of_kind,
     parser_rows,
     probe_rows,
     strongest,
 )
 from jaxft.core.findings import Finding
+from jaxft.lab.records import Record, of_kind
 from jaxft.lab.report import format_number, markdown_table, write_csv
 from jaxft.lab.run import Run
+from theory.run_claims import CONTROLLED_COLUMNS, controlled_rows
 
 PROBE_RECORD_COLUMNS = (
     "model",
@@ -78,7 +78,7 @@ def write_report(
         f"network from it. The grammar with all rules equally likely has {format_number(bayes['wrong_loss_nats'])} "
         "nats. Context learnt: the part of what the posterior gains over the frequencies of words.",
         "## Findings",
-        markdown_table(quantity_rows(findings), FINDING_COLUMNS),
+        markdown_table(controlled_rows(findings), CONTROLLED_COLUMNS),
         "Of an ordering predicted is the greater one of a pair, measured the lesser, network by network. The control "
         f"is the same claim with one assumption broken, and must not hold. Probes here: {strongest(records)}.",
         "## Probes",

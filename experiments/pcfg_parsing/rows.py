@@ -1,24 +1,14 @@
 """From the records of a run to the rows of its tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxft.lab.records import Record, number, of_kind
 from jaxft.lab.report import format_number
 
-Record = Mapping[str, Any]
 SCORED = ("score", "control_score", "selectivity", "dealt_score", "f1", "control_f1", "pearson_overall", "r2")
-
-
-def number(value: Any) -> float:
-    """A recorded number; what is not finite is recorded as ``None``."""
-    return float("nan") if value is None else float(value)
-
-
-def of_kind(records: Sequence[Record], kind: str, **fields: Any) -> list[Record]:
-    """Records of a kind with these fields."""
-    return [r for r in records if r["kind"] == kind and fields.items() <= r.items()]
 
 
 def bayes_of(records: Sequence[Record]) -> Record:

@@ -112,6 +112,8 @@ def unit_counts(params: Params, spec: PermutationSpec, *, where: str = "unit_cou
       >>> unit_counts({"w": np.zeros((3, 8)), "v": np.zeros((8, 2))}, spec)
       {'hidden': 8}
     """
+    made = isinstance(spec, PermutationSpec)
+    require(made, where, "spec must be a PermutationSpec", type(spec).__name__, "Make it by make_permutation_spec")
     leaves, counts, faults = named_leaves(params), dict[str, int](), []
     stacks: dict[str, int] = {}
     for path, axis in spec.entries():

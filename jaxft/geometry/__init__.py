@@ -3,6 +3,16 @@
 Everything takes ``f(params, x)`` or ``loss_fn(params, batch)`` and parameter trees. What has to be said of an
 architecture, where its hidden units lie, is a ``PermutationSpec`` (``jaxft.core.units``); ``jaxft.nn.unit_specs`` has
 those of our models.
+
+Paths: ``paths`` (lines, arcs, chains, Bézier curves, their lengths), ``curves`` (fitted ones), ``neb`` and ``auto_neb``
+(elastic bands), ``minimax_tree`` (the lowest paths between many minima). Losses: ``path_loss`` (along a path; the
+ensemble on it), ``loss_plane``, ``barriers`` (of a path, between all pairs of models, their clusters), ``instability``
+(between children of a checkpoint), ``feature_connectivity`` (of features, of one layer after another). Dropout:
+``dropout_stability`` (masks, and what the loss does), ``dropout_line``, ``noise_stability``, ``dropout_path`` (the
+construction of Kuditipudi et al., over ``unit_chain``, ``unit_moves`` and ``unit_sequences``) and ``path_certificate``
+(its highest loss without walking it). Symmetries: ``permutations``, ``matching`` (of weights, over ``assignment``),
+``activation_matching`` (of activations, and straight through), ``repair`` (over ``unit_statistics``). Regions and sums:
+``simplexes``, ``merging`` (averages, task arithmetic, layer profiles).
 """
 
 from jaxft.geometry.activation_matching import StraightThrough, activation_matching, straight_through_matching

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from jaxft.core.checks import is_concrete, leading_size, nearest, require, require_finite
 from jaxft.core.types import Params
-from jaxft.geometry.path_loss import BatchFn, mean_over_batches, named_means
+from jaxft.geometry.path_loss import BatchFn, Statistics, mean_over_batches, named_means
 from jaxft.geometry.paths import accumulation_dtype, checked_parameters, linear_path, stack_points
 
 Baseline = Literal["chord", "mean", "max"]
@@ -131,12 +131,11 @@ def pairwise_barriers(
     baseline: Baseline = "chord",
     metric: str | None = None,
     align: Callable[[Params, Params], Params] | None = None,
+    statistics: Statistics | None = None,
 ) -> BarrierMatrix:
     """Barriers on the straight lines between every two of m models, by one compiled program for all pairs.
 
-    Normalisation statistics are interpolated like weights, not estimated again: for models that have them take
-    ``eval_path`` with ``statistics``. Memory beside the stack of models is two of them; a list is stacked, which copies
-    it.
+    Memory beside the stack of models is two of them; a list is stacked, which copies it.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar or a dict of scalars; means over the batch.
@@ -147,6 +146,8 @@ def pairwise_barriers(
       metric: Which value of a dict the barriers are of; ``loss`` by default, or the only one.
       align: ``align(a, b)`` gives b in another form, such as permuted to match a, before the line from a is drawn. It
         is called once for i < j, outside of the compiled program.
+      statistics: Re-estimates normalisation statistics at every point, as of ``eval_path``; without it they are
+        interpolated like weights.
 
     Returns:
       The matrices, with the losses they were made from.
@@ -172,9 +173,11 @@ def pairwise_barriers(
     ts = checked_parameters(where, None, points)
     firsts, seconds = np.triu_indices(count, 1)
     if align is None:
-        values = losses_of_pairs(loss_fn, stacked, jnp.asarray(firsts), jnp.asarray(seconds), ts, batches)
+        values = losses_of_pairs(
+            loss_fn, stacked, jnp.asarray(firsts), jnp.asarray(seconds), ts, batches, statistics=statistics
+        )
     else:
-        values = _aligned_losses(loss_fn, stacked, firsts, seconds, ts, batches, align)
+        values = _aligned_losses(loss_fn, stacked, firsts, seconds, ts, batches, align, statistics)
     losses = {name: _symmetric(firsts, seconds, lines) for name, lines in values.items()}
     chosen = losses[metric]
     barriers, gaps = loss_barrier(chosen, t=ts, baseline=baseline), convexity_gap(chosen, t=ts)
@@ -234,7 +237,7 @@ def cluster_barriers(
     return np.array([order[label] for label in found.tolist()])
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn",))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "statistics"))
 def losses_of_pairs(
     loss_fn: BatchFn,
     stacked: Params,
@@ -242,13 +245,16 @@ def losses_of_pairs(
     seconds: Int[Array, "pairs"],
     ts: Float[Array, "points"],
     batches: Any,
+    *,
+    statistics: Statistics | None = None,
 ) -> dict[str, Float[Array, "pairs points"]]:
     """Values along the lines between models of a stack, one pair at a time; compiled once for a ``loss_fn``."""
 
     def of_pair(pair: tuple[Array, Array]) -> dict[str, Array]:
         a, b = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in pair)
         path = linear_path(a, b)
-        return jax.lax.map(lambda t: mean_over_batches(loss_fn, path(t), batches), ts)
+        estimated = statistics or (lambda params, _: params)
+        return jax.lax.map(lambda t: mean_over_batches(loss_fn, estimated(path(t), batches), batches), ts)
 
     return jax.lax.map(of_pair, (firsts, seconds))
 
@@ -314,12 +320,14 @@ def _aligned_losses(
     ts: Array,
     batches: Any,
     align: Callable[[Params, Params], Params],
+    statistics: Statistics | None,
 ) -> dict[str, Array]:
     rows = []
     for i, j in zip(firsts.tolist(), seconds.tolist(), strict=True):
         a, b = (jax.tree.map(lambda x, k=k: x[k], stacked) for k in (i, j))
         pair = stack_points([a, align(a, b)])
-        rows.append(losses_of_pairs(loss_fn, pair, jnp.zeros(1, int), jnp.ones(1, int), ts, batches))
+        ends = jnp.zeros(1, int), jnp.ones(1, int)
+        rows.append(losses_of_pairs(loss_fn, pair, *ends, ts, batches, statistics=statistics))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
 
 

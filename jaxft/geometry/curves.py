@@ -41,6 +41,10 @@ def fit_curve(
     [0, 1]: an unbiased estimate of the gradient of $\int_0^1 L(\theta(t))\, dt$ with less variance than one t. The
     integral runs over t, not over arc length. The whole fit is one compiled program.
 
+    Leaves that hold statistics of norms would be trained like weights. For such a model take a loss that normalises by
+    the batch (``f(params, x, train=True)`` of ``jaxft.nn.make_convnet``), and re-estimate them on the curve
+    (``statistics`` of ``eval_path``).
+
     Args:
       loss_fn: Mean loss of a batch, or a mapping with ``loss``; the same object again meets a compiled program.
       curve: Where to start, such as ``init_curve(a, b, n_bends=1)``.

@@ -41,7 +41,7 @@ Variant = Literal["short", "paper"]
 VARIANTS = ("short", "paper")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DropoutPath:
     """A piecewise linear path of unit moves, whose points are computed when they are asked for.
 
@@ -67,6 +67,10 @@ class DropoutPath:
     def __len__(self) -> int:
         """Number of segments; there is one breakpoint more."""
         return len(self.kinds)
+
+    def __repr__(self) -> str:
+        """The layers and the moves; of the ends no numbers."""
+        return f"DropoutPath(layers={self.chain.groups}, kinds={self.kinds})"
 
     def breakpoint(self, i: int) -> Params:
         """Breakpoint i, from 0 (the first end itself) to ``len(path)`` (the other)."""
@@ -156,8 +160,8 @@ def dropout_path(
       >>> left = {"hidden": jnp.array([True, True, False, False])}
       >>> right = {"hidden": ~left["hidden"]}
       >>> path = dropout_path(a, b, spec, left, right)
-      >>> path.kinds
-      ('top', 'dead', 'top', 'dead', 'top')
+      >>> path
+      DropoutPath(layers=('hidden',), kinds=('top', 'dead', 'top', 'dead', 'top'))
       >>> path.breakpoint(1)["v"].ravel().tolist()
       [2.0, 2.0, 0.0, 0.0]
 

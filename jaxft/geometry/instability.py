@@ -13,7 +13,7 @@ from jaxft.core.checks import require, require_finite, require_matching
 from jaxft.core.rng import stream
 from jaxft.core.types import Params
 from jaxft.geometry.barriers import checked_metric, loss_barrier, losses_of_pairs
-from jaxft.geometry.path_loss import BatchFn
+from jaxft.geometry.path_loss import BatchFn, Statistics
 from jaxft.geometry.paths import checked_parameters, stack_points
 
 
@@ -41,6 +41,7 @@ def instability_analysis(
     points: int = 11,
     metric: str = "error",
     tolerance_frac: float = 0.02,
+    statistics: Statistics | None = None,
 ) -> InstabilityAnalysis:
     r"""Trains children of every checkpoint to the end, and measures the lines between them.
 
@@ -59,6 +60,7 @@ def instability_analysis(
       points: Points of each line, both ends included.
       metric: Which value decides the onset.
       tolerance_frac: Highest barrier that counts as none, in units of the metric: 2 % where it is an error.
+      statistics: Re-estimates normalisation statistics at every point, as of ``eval_path``.
 
     Returns:
       Barriers by step, and the onset of stability.
@@ -97,7 +99,7 @@ def instability_analysis(
             require_matching(where, params, end, names=(f"checkpoint {step}", f"child {child}"))
         stacked = stack_points(grown)
         require_finite(where, stacked, f"children of step {step}")
-        rows.append(losses_of_pairs(loss_fn, stacked, firsts, seconds, ts, batches))
+        rows.append(losses_of_pairs(loss_fn, stacked, firsts, seconds, ts, batches, statistics=statistics))
     losses = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     by_pair = {name: loss_barrier(x, t=ts, baseline="mean") for name, x in losses.items()}
     means = {name: x.mean(axis=1) for name, x in by_pair.items()}

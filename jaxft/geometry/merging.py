@@ -136,6 +136,8 @@ def task_arithmetic(
       Ilharco et al. 2023, arXiv 2212.04089, section 2.
     """
     where = "task_arithmetic"
+    alone = isinstance(finetuned, Mapping)
+    require(not alone, where, "finetuned must be a list of models", "one tree", "Pass [model] for one task")
     require(len(finetuned) > 0, where, "there must be a fine-tuned model", "none", "Pass one or more")
     for i, model in enumerate(finetuned):
         require_matching(where, base, model, names=("base", f"model {i}"))

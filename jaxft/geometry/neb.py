@@ -52,7 +52,8 @@ def fit_neb(
     higher neighbour. Without ``spring`` the pivots are then moved along the chain to equal distances (string method,
     springs of infinite stiffness); with it the force $k (|c_{i+1} - c_i| - |c_i - c_{i-1}|) \tau_i$ spreads them.
     The whole fit is one compiled scan. Such a path is a local optimum; other saddles may be lower. Statistics of norms
-    are not re-estimated, and dropout belongs in neither the pivots nor the ends.
+    are not re-estimated but moved like weights, unless the loss normalises by the batch (as ``fit_curve`` says);
+    dropout belongs in neither the pivots nor the ends.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a scalar or a dict that has ``loss``.

@@ -61,8 +61,9 @@ def eval_path(
       points: Number of points from 0 to 1.
       ts: The values of t, in place of ``points``.
       inner: ``map``, ``vmap``, the number of points side by side, or ``auto``: ``map`` on CPU, 8 elsewhere.
-      statistics: Re-estimates normalisation statistics at every point, over the same batches; without it those of a
-        point are the mixture of the ends', which belong to no network.
+      statistics: ``statistics(params, batches)`` re-estimates normalisation statistics at every point, over the same
+        batches: ``lambda p, b: net.statistics(p, b[0])`` for a net of ``jaxft.nn.make_convnet`` and batches of images
+        and labels. Without it those of a point are the mixture of the ends', which belong to no network.
       mesh: Splits the points over the first axis of the mesh.
 
     Returns:
@@ -89,6 +90,7 @@ def eval_path(
     require(known, where, "inner must be auto, map, vmap or a positive number", repr(inner), "Pass one of them")
     if inner == "auto":
         inner = "map" if jax.default_backend() == "cpu" else ACCELERATOR_POINTS
+    require(callable(path), where, "path must be a function of t", type(path).__name__, "Make it by linear_path")
     return _evaluate(*split_path(path), batches, ts, loss_fn, inner, statistics, mesh)
 
 

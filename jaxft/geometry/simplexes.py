@@ -215,6 +215,8 @@ def fit_simplex(
       Benton et al. 2021, arXiv 2102.13042 (SPRO).
     """
     where = "fit_simplex"
+    listed = isinstance(vertices, list | tuple) and len({np.shape(x)[:1] for x in jax.tree.leaves(vertices)}) > 1
+    require(not listed, where, "vertices must be one tree, stacked on axis 0", "a list", "Pass stack_points(vertices)")
     count = leading_size(where, vertices)
     joined = tuple(tuple(face) for face in ([range(count)] if faces is None else faces))
     _check_faces(where, joined, count, samples)

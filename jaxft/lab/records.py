@@ -4,11 +4,14 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TextIO
 
 from jaxft.core.checks import require
+
+Record = Mapping[str, Any]
+"""One line of the metrics of a run."""
 
 
 class Records:
@@ -95,6 +98,26 @@ def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     return [(number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+
+def of_kind(records: Sequence[Record], kind: str, **fields: Any) -> list[Record]:
+    """Records of a kind with these fields.
+
+    Example:
+      >>> of_kind([{"kind": "event", "step": 1}, {"kind": "event", "step": 2}, {"kind": "result"}], "event", step=2)
+      [{'kind': 'event', 'step': 2}]
+    """
+    return [r for r in records if r["kind"] == kind and fields.items() <= r.items()]
+
+
+def number(value: Any) -> float:
+    """A recorded number; what is not finite is recorded as ``None``.
+
+    Example:
+      >>> number(2), number(None)
+      (2.0, nan)
+    """
+    return float("nan") if value is None else float(value)
 
 
 def jsonable(value: Any) -> Any:

@@ -1,11 +1,16 @@
 """What a user of ``python -m experiments`` is told: exit status 2, a clear message, and nothing is created."""
 
+import importlib
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from experiments import PAPERS
 from experiments.__main__ import main
+from jaxft.lab.config import RunOptions
 from jaxft.lab.pretraining import PretrainingConfig, review_checkpoint
+from jaxft.lab.run import open_run
 
 RUN = ["run", "kernel_finetuning", "--preset", "smoke"]
 TINY = ["--pretraining.width", "8", "--pretraining.heads", "2", "--pretraining.steps", "5"]
@@ -29,18 +34,6 @@ def damage(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
-def fails(argv, capsys, tmp_path) -> str:
-    """The message of a command line that must exit with status 2 and leave no run behind."""
-    runs = tmp_path / "runs"
-    try:
-        status = main([*argv, "--runs-root", str(runs)])
-    except SystemExit as error:
-        status = error.code
-    assert status == 2
-    assert not runs.exists()
-    return capsys.readouterr().err
-
-
 CONFIGURATION = {
     "unknown key": (["--trainin.steps", "3"], "training.steps"),
     "unknown task": (["--task", "sst3", "--data", "."], "Did you mean sst"),
@@ -60,15 +53,15 @@ CONFIGURATION = {
 
 
 @pytest.mark.parametrize("case", CONFIGURATION)
-def test_faulty_configuration(case, capsys, tmp_path):
+def test_faulty_configuration(case, fails):
     argv, said = CONFIGURATION[case]
-    assert said in fails([*RUN, *argv], capsys, tmp_path)
+    assert said in fails([*RUN, *argv])
 
 
-def test_k_larger_than_a_class_and_wrong_label_words(capsys, tmp_path):
-    assert "k" in fails([*RUN, *TINY, "--k", "5000"], capsys, tmp_path)
-    assert "magnificent" in fails([*RUN, *TINY, "--label-words", "magnificent", "terrible"], capsys, tmp_path)
-    assert "label words" in fails([*RUN, *TINY, "--label-words", "great"], capsys, tmp_path)
+def test_k_larger_than_a_class_and_wrong_label_words(fails):
+    assert "k" in fails([*RUN, *TINY, "--k", "5000"])
+    assert "magnificent" in fails([*RUN, *TINY, "--label-words", "magnificent", "terrible"])
+    assert "label words" in fails([*RUN, *TINY, "--label-words", "great"])
 
 
 def test_unknown_experiment_names_the_nearest(capsys):
@@ -90,17 +83,17 @@ DATA = {
 
 
 @pytest.mark.parametrize("case", DATA)
-def test_faulty_data(case, capsys, tmp_path, checkpoint):
+def test_faulty_data(case, fails, tmp_path, checkpoint):
     text, said = DATA[case]
     folder = tmp_path / "sst2"
     folder.mkdir()
     (folder / "train.tsv").write_text(text)
     (folder / "test.tsv").write_text(SST2 + "good\t1\nbad\t0\n")
     argv = [*RUN, "--model", str(checkpoint), "--task", "sst2", "--data", str(folder)]
-    assert said in fails(argv, capsys, tmp_path)
+    assert said in fails(argv)
 
 
-def test_faulty_checkpoint(capsys, tmp_path, checkpoint):
+def test_faulty_checkpoint(fails, checkpoint):
     argv = [*RUN, "--model", str(checkpoint)]
     name = "bert.embeddings.LayerNorm.weight"
 
@@ -108,28 +101,37 @@ def test_faulty_checkpoint(capsys, tmp_path, checkpoint):
         tensors[name][0] = np.nan
 
     damage(checkpoint, set_nan)
-    assert "LayerNorm" in fails(argv, capsys, tmp_path)
+    assert "LayerNorm" in fails(argv)
     damage(checkpoint, lambda tensors: tensors.update({name: np.ones(3, np.float32)}))
-    assert "(3,)" in fails(argv, capsys, tmp_path)
+    assert "(3,)" in fails(argv)
     damage(checkpoint, lambda tensors: tensors.pop(name))
-    assert "missing: embeddings.LayerNorm.weight" in fails(argv, capsys, tmp_path)
+    assert "missing: embeddings.LayerNorm.weight" in fails(argv)
     damage(checkpoint, lambda tensors: tensors.update({name: np.ones(8, np.float32), "stray": np.ones(1, np.float32)}))
-    assert "stray" in fails(argv, capsys, tmp_path)
+    assert "stray" in fails(argv)
     whole = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert "model.safetensors" in fails(argv, capsys, tmp_path)
+    assert "model.safetensors" in fails(argv)
 
 
-def test_run_dir_of_another_configuration_lists_the_fields(capsys, tmp_path):
-    from experiments.kernel_finetuning import PRESETS
-    from jaxft.lab.config import RunOptions
-    from jaxft.lab.run import open_run
+OTHER_SETTINGS = {
+    "kernel_finetuning": (TINY, "pretraining.width: 16 -> 8"),
+    "mode_connectivity": (["--paths.bends", "7"], "paths.bends: 2 -> 7"),
+    "pcfg_parsing": (["--training.steps", "3"], "training.steps: 20 -> 3"),
+}
 
+
+def test_every_experiment_has_other_settings():
+    assert set(OTHER_SETTINGS) == set(PAPERS)
+
+
+@pytest.mark.parametrize("slug", OTHER_SETTINGS)
+def test_run_dir_of_another_configuration_lists_the_fields(slug, capsys, tmp_path):
+    argv, said = OTHER_SETTINGS[slug]
+    preset = importlib.import_module(f"experiments.{slug}").PRESETS["smoke"]
     folder = tmp_path / "run"
-    with open_run("kernel_finetuning", PRESETS["smoke"], preset="smoke", seed=0, where=RunOptions(run_dir=folder)):
+    with open_run(slug, preset, preset="smoke", seed=0, where=RunOptions(run_dir=folder)):
         pass
     before = (folder / "config.json").read_bytes()
-    assert main([*RUN, *TINY, "--run-dir", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert "pretraining.width: 16 -> 8" in said
+    assert main(["run", slug, "--preset", "smoke", *argv, "--run-dir", str(folder)]) == 2
+    assert said in capsys.readouterr().err
     assert (folder / "config.json").read_bytes() == before

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.__main__ import main
 from jaxft.core.checks import UserError
 from jaxft.core.types import TokenBatch
 from jaxft.evaluation.probes import fit_probes, fit_ridge_probes, probe_outputs
@@ -22,18 +21,6 @@ RUN = ["run", "pcfg_parsing", "--preset", "smoke"]
 KEY = jax.random.key(0)
 X, Y = np.zeros((2, 5, 3), np.float32), np.zeros((5, 1), np.float32)
 TREE = parse_tree("(S (N dogs) (V bark))")
-
-
-def fails(argv, capsys, tmp_path) -> str:
-    """The message of a command line that must exit with status 2 and leave no run behind."""
-    runs = tmp_path / "runs"
-    try:
-        status = main([*argv, "--runs-root", str(runs)])
-    except SystemExit as error:
-        status = error.code
-    assert status == 2
-    assert not runs.exists()
-    return capsys.readouterr().err
 
 
 CONFIGURATION = {
@@ -56,9 +43,9 @@ CONFIGURATION = {
 
 
 @pytest.mark.parametrize("case", CONFIGURATION)
-def test_faulty_configuration(case, capsys, tmp_path):
+def test_faulty_configuration(case, fails):
     argv, said = CONFIGURATION[case]
-    assert said in fails([*RUN, *argv], capsys, tmp_path)
+    assert said in fails([*RUN, *argv])
 
 
 GRAMMARS = {
@@ -72,28 +59,16 @@ GRAMMARS = {
 
 
 @pytest.mark.parametrize("case", GRAMMARS)
-def test_faulty_grammar(case, capsys, tmp_path):
+def test_faulty_grammar(case, fails, tmp_path):
     text, said = GRAMMARS[case]
     (tmp_path / "g.cfg").write_text(text)
-    assert said in fails([*RUN, "--corpus.grammar", str(tmp_path / "g.cfg")], capsys, tmp_path)
+    assert said in fails([*RUN, "--corpus.grammar", str(tmp_path / "g.cfg")])
 
 
-def test_faulty_treebank(capsys, tmp_path):
-    assert "must hold files named *.mrg or *.ptb" in fails([*RUN, "--corpus.treebank", str(tmp_path)], capsys, tmp_path)
+def test_faulty_treebank(fails, tmp_path):
+    assert "must hold files named *.mrg or *.ptb" in fails([*RUN, "--corpus.treebank", str(tmp_path)])
     (tmp_path / "wsj.mrg").write_text("( (S (NP (NN tea))\n")
-    assert "wsj.mrg:1" in fails([*RUN, "--corpus.treebank", str(tmp_path)], capsys, tmp_path)
-
-
-def test_run_dir_of_another_configuration_lists_the_fields(capsys, tmp_path):
-    from experiments.pcfg_parsing import PRESETS
-    from jaxft.lab.config import RunOptions
-    from jaxft.lab.run import open_run
-
-    folder = tmp_path / "run"
-    with open_run("pcfg_parsing", PRESETS["smoke"], preset="smoke", seed=0, where=RunOptions(run_dir=folder)):
-        pass
-    assert main([*RUN, "--training.steps", "3", "--run-dir", str(folder)]) == 2
-    assert "training.steps: 20 -> 3" in capsys.readouterr().err
+    assert "wsj.mrg:1" in fails([*RUN, "--corpus.treebank", str(tmp_path)])
 
 
 WRONG: Any = {"objective": "logistics", "execution": "pmap"}

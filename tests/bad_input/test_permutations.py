@@ -45,7 +45,10 @@ PERMUTATION = {
     "floats": (moved(jnp.arange(3.0)), r"h: float32\[3\] rather than integers"),
     "repeated": (moved(np.array([0, 0, 2])), "repeated or missing units in h"),
     "out of range": (moved(np.array([1, 2, 3])), "repeated or missing units in h"),
-    "other network": (lambda: apply_permutation({"in": P["in"]}, SPEC, {}), r"out is missing \(Known: in\)"),
+    "other network": (
+        lambda: apply_permutation({"in": P["in"]}, SPEC, {}),
+        r"out is missing \(Known: in/bias, in/kernel\)",
+    ),
     "one index for all layers": (
         lambda: apply_permutation({"w": jnp.ones((2, 3))}, STACKED, {"h": jnp.arange(3)}),
         r"int32\[3\] rather than integers \[2, 3\]",
@@ -78,6 +81,7 @@ CHECK = {
         lambda: check_spec(net, RANDOM, make_permutation_spec({"in/bais": (UnitAxis("h", 0),)}), X, key=KEY),
         "in/bais is missing .Did you mean in/bias",
     ),
+    "a dict for a spec": (lambda: check_spec(net, RANDOM, LEAVES, X, key=KEY), "PermutationSpec, got dict. Make it by"),
     "nan outputs": (lambda: check_spec(lambda p, x: net(p, x) / 0, RANDOM, SPEC, X, key=KEY), "outputs must be finite"),
 }
 

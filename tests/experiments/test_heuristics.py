@@ -156,6 +156,7 @@ def test_tables_and_figure_show_every_network(result):
     assert sorted(row["network"] for row in rows) == list(range(CONFIG.models))
     assert [row["cluster"] for row in rows] == sorted(result.clusters.tolist())
     assert len(pairs) == 6
+    assert all(row["rank correlation"] is None or abs(row["rank correlation"]) <= 1 for row in pairs)
     text = "\n".join(heuristics_section(CONFIG, result))
     assert "accuracy 1 is the structural rule" in text
     table = draw_heuristics(result, split="challenge").table

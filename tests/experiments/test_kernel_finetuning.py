@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -19,11 +14,8 @@ from experiments.kernel_finetuning.dynamics import is_kernel_descent
 from experiments.kernel_finetuning.prepare import load_model, load_task, make_unit
 from experiments.kernel_finetuning.rows import run_rows, table_rows
 from jaxft.kernels import logit_difference, output_jacobian
-from jaxft.lab import launch
 from jaxft.lab.config import parse_config
-from jaxft.lab.interrupts import Interrupts
 from jaxft.lab.pretraining import PretrainingConfig, review_checkpoint
-from jaxft.train import Checkpoints
 
 TINY = {
     "k": "2",
@@ -48,6 +40,7 @@ TINY = {
     "pretraining.steps": "5",
     "pretraining.sentences": "100",
 }
+TABLES = ("table.csv", "rows.csv")
 
 
 def flags(options: dict[str, str]) -> list[str]:
@@ -62,54 +55,11 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-class StopAfter(Interrupts):
-    """Stands for ``Interrupts``: asks to stop from the (n+1)-th question on.
-
-    A phase of two events asks three times, one that diverges in its first steps asks once.
-    """
-
-    exit_status = 143  # pyright: ignore[reportAssignmentType]
-
-    def __init__(self, questions: int):
-        super().__init__()
-        self.left = questions + 1
-
-    def __call__(self):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert main(command(folder)) == 0
     return folder
-
-
-def contents(folder: Path) -> dict:
-    """All that must not depend on how often a run was stopped."""
-    arrays = {path.name: dict(np.load(path)) for path in sorted((folder / "arrays").glob("*.npz"))}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-    files = {name: (folder / name).read_text() for name in ("metrics.jsonl", "table.csv", "rows.csv", "findings.jsonl")}
-    figures = {path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())}
-    return {"arrays": arrays, "step": step, "files": files, "figures": figures}
-
-
-def same(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b
 
 
 def test_run_writes_what_it_promises(finished):
@@ -268,30 +218,20 @@ def test_finished_run_prints_its_report_and_computes_nothing(finished, capsys):
 
 
 @pytest.mark.parametrize(
-    "questions",  # in the middle of the third phase; of the first; in the second, which diverges; in the last
+    # A phase of two events asks three times, one that diverges in its first steps asks once. Here: in the middle of
+    # the third phase; of the first; in the second, which diverges; in the last.
+    "questions",
     [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3, 18))],
 )
-def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, monkeypatch, questions):
+def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, stop_and_resume, same_outcome, questions):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "Interrupts", StopAfter(questions))
-        assert main(command(folder)) == 143
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
-    assert main(command(folder)) == 0
-    assert same(contents(folder), contents(finished))
+    stop_and_resume(command(folder), folder, questions)
+    assert same_outcome(folder, finished, TABLES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 12, 24])
-def test_killed_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, lines):
+def test_killed_run_ends_bitwise_like_one_that_was_not(finished, tmp_path, kill_and_resume, same_outcome, lines):
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-m", "experiments", *command(folder)]
-    with subprocess.Popen(arguments, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        metrics = folder / "metrics.jsonl"
-        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines) and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    done = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert same(contents(folder), contents(finished))
+    kill_and_resume(command(folder), folder, lines)
+    assert same_outcome(folder, finished, TABLES)

@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxft.lab.launch as launcher
 from experiments.__main__ import main
 from experiments.mode_connectivity.config import PRESETS, ModeConnectivityConfig, net_sizes
 from experiments.mode_connectivity.execute import pairs_of
@@ -32,8 +26,7 @@ from experiments.mode_connectivity.rows import theorem_rows, vacuity_notes
 from jaxft.data.images import split_images
 from jaxft.geometry.path_loss import mean_over_batches
 from jaxft.lab.config import config_faults, parse_config
-from jaxft.lab.interrupts import Interrupts
-from jaxft.train import Checkpoints, init_state
+from jaxft.train import init_state
 
 SHAPE = (4, 4, 1)
 TINY = {
@@ -50,6 +43,7 @@ TINY = {
     "plane.points": "3",
     "heuristics.models": "0",
 }
+TABLES = ("paths.csv",)
 
 
 @pytest.fixture(scope="session")
@@ -80,46 +74,6 @@ def finished(tmp_path_factory, images_file):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert main(command(folder, images_file)) == 0
     return folder
-
-
-class StopAfter(Interrupts):
-    """Stands for ``Interrupts``: asks to stop from the (n+1)-th question on."""
-
-    exit_status = 143  # pyright: ignore[reportAssignmentType]
-
-    def __init__(self, questions: int):
-        super().__init__()
-        self.left = questions + 1
-
-    def __call__(self):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def contents(folder: Path) -> dict:
-    """All that must not depend on how often a run was stopped."""
-    arrays = {path.name: dict(np.load(path)) for path in sorted((folder / "arrays").glob("*.npz"))}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-    files = {name: (folder / name).read_text() for name in ("metrics.jsonl", "paths.csv", "findings.jsonl")}
-    figures = {path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())}
-    return {"arrays": arrays, "step": step, "files": files, "figures": figures}
-
-
-def same(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b
 
 
 def test_run_writes_what_it_promises(finished):
@@ -293,30 +247,22 @@ def test_networks_that_diverge_fail_the_run_and_are_recorded(tmp_path, images_fi
 
 
 @pytest.mark.parametrize("questions", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, images_file, tmp_path, monkeypatch, questions):
+def test_stopped_run_ends_bitwise_like_one_that_was_not(
+    finished, images_file, tmp_path, stop_and_resume, same_outcome, questions
+):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(launcher, "Interrupts", StopAfter(questions))
-        assert main(command(folder, images_file)) == 143
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
-    assert main(command(folder, images_file)) == 0
-    assert same(contents(folder), contents(finished))
+    stop_and_resume(command(folder, images_file), folder, questions)
+    assert same_outcome(folder, finished, TABLES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [3, 8, 20])
-def test_killed_run_ends_bitwise_like_one_that_was_not(finished, images_file, tmp_path, lines):
+def test_killed_run_ends_bitwise_like_one_that_was_not(
+    finished, images_file, tmp_path, kill_and_resume, same_outcome, lines
+):
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-m", "experiments", *command(folder, images_file)]
-    with subprocess.Popen(arguments, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        metrics = folder / "metrics.jsonl"
-        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines) and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    done = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert same(contents(folder), contents(finished))
+    kill_and_resume(command(folder, images_file), folder, lines)
+    assert same_outcome(folder, finished, TABLES)
 
 
 @pytest.mark.slow

@@ -3,11 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -30,14 +25,11 @@ from experiments.pcfg_parsing.prepare import (
     masked_posterior,
     prepare,
 )
-from jaxft.lab import launch
 from jaxft.lab.config import parse_config
-from jaxft.lab.interrupts import Interrupts
 from jaxft.structure.enumeration import brute_force
 from jaxft.structure.grammar_text import parse_grammar
 from jaxft.structure.inside_outside import log_partition
 from jaxft.structure.pcfg import to_dense
-from jaxft.train import Checkpoints
 
 GRAMMAR = """
 S -> N VP [0.8] | S PP [0.2]
@@ -71,6 +63,7 @@ TINY = {
     "probing.steps": "3",
     "probing.batch-size": "8",
 }
+TABLES = ("losses.csv", "probes.csv", "heads.csv")
 
 
 @pytest.fixture(scope="session")
@@ -110,47 +103,6 @@ def finished(tmp_path_factory, grammar_file):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert main(command(folder, grammar_file)) == 0
     return folder
-
-
-class StopAfter(Interrupts):
-    """Stands for ``Interrupts``: asks to stop from the (n+1)-th question on."""
-
-    exit_status = 143  # pyright: ignore[reportAssignmentType]
-
-    def __init__(self, questions: int):
-        super().__init__()
-        self.left = questions + 1
-
-    def __call__(self):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def requested(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-def contents(folder: Path) -> dict:
-    """All that must not depend on how often a run was stopped."""
-    arrays = {path.name: dict(np.load(path)) for path in sorted((folder / "arrays").glob("*.npz"))}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step()
-    names = ("metrics.jsonl", "losses.csv", "probes.csv", "heads.csv", "findings.jsonl")
-    files = {name: (folder / name).read_text() for name in names}
-    figures = {path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())}
-    return {"arrays": arrays, "step": step, "files": files, "figures": figures}
-
-
-def same(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b
 
 
 def test_run_writes_what_it_promises(finished):
@@ -347,27 +299,19 @@ def test_network_that_diverges_fails_the_run(tmp_path, grammar_file, capsys):
 
 
 @pytest.mark.parametrize("questions", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_stopped_run_ends_bitwise_like_one_that_was_not(finished, grammar_file, tmp_path, monkeypatch, questions):
+def test_stopped_run_ends_bitwise_like_one_that_was_not(
+    finished, grammar_file, tmp_path, stop_and_resume, same_outcome, questions
+):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "Interrupts", StopAfter(questions))
-        assert main(command(folder, grammar_file)) == 143
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
-    assert main(command(folder, grammar_file)) == 0
-    assert same(contents(folder), contents(finished))
+    stop_and_resume(command(folder, grammar_file), folder, questions)
+    assert same_outcome(folder, finished, TABLES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [4, 20, 50])
-def test_killed_run_ends_bitwise_like_one_that_was_not(finished, grammar_file, tmp_path, lines):
+def test_killed_run_ends_bitwise_like_one_that_was_not(
+    finished, grammar_file, tmp_path, kill_and_resume, same_outcome, lines
+):
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-m", "experiments", *command(folder, grammar_file)]
-    with subprocess.Popen(arguments, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        metrics = folder / "metrics.jsonl"
-        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines) and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    done = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert same(contents(folder), contents(finished))
+    kill_and_resume(command(folder, grammar_file), folder, lines)
+    assert same_outcome(folder, finished, TABLES)

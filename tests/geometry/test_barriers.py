@@ -82,6 +82,12 @@ def test_integers_and_halves_have_the_chord_of_their_numbers(dtype):
     np.testing.assert_allclose(convexity_gap(jnp.asarray(losses, dtype)), convexity_gap(losses.astype(np.float32)))
 
 
+def test_a_model_has_no_barrier_to_itself_not_even_by_rounding():
+    constant = np.repeat(np.random.default_rng(3).random((50, 1), np.float32), 11, axis=1)
+    assert not loss_barrier(constant).any()
+    assert not convexity_gap(constant).any()
+
+
 def test_barriers_pass_through_jit_and_vmap():
     rows = jnp.asarray(LOSSES, jnp.float32)
     for measure in (loss_barrier, convexity_gap):
@@ -116,6 +122,17 @@ def test_aligned_models_are_those_the_lines_end_in():
     )
     assert float(naive.losses["loss"][0, 1, 3]) != pytest.approx(float(naive.losses["loss"][0, 1, 0]), rel=1e-3)
     np.testing.assert_allclose(matched.losses["loss"][0, 1], naive.losses["loss"][0, 1, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("align", [None, lambda a, b: b], ids=["as they are", "aligned"])
+def test_statistics_are_estimated_anew_on_every_line(align):
+    def statistics(params, batches):
+        return {**params, "v": params["v"] + batches.mean()}
+
+    found = pairwise_barriers(loss_fn, MODELS, X, points=5, align=align, statistics=statistics).losses["loss"]
+    line = eval_path(loss_fn, linear_path(MODELS[0], MODELS[2]), X, points=5, statistics=statistics).values["loss"]
+    np.testing.assert_allclose(found[0, 2], line, rtol=1e-5)
+    np.testing.assert_allclose(found[2, 2], found[0, 2, -1], rtol=1e-5)
 
 
 BARRIERS = np.array([[0, 0.1, 0.5, 2], [0.1, 0, 0.1, 2], [0.5, 0.1, 0, 2], [2, 2, 2, 0]])

@@ -42,24 +42,8 @@ TOY = [name for name in BY_NAME if name not in PROMPT]
 
 
 @pytest.fixture
-def patched(monkeypatch):
-    """Replaces a function that the claims call, and forgets what was compiled or measured with another one."""
-    modules = (steps, trajectories, residuals, projections, widths)
-
-    def forget():
-        for member in (m for module in modules for m in vars(module).values()):
-            for clear in ("clear_cache", "cache_clear"):
-                getattr(member, clear, lambda: None)()
-
-    def patch(name, replacement):
-        for module in modules:
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, replacement)
-        forget()
-
-    yield patch
-    monkeypatch.undo()
-    forget()
+def claim_modules():
+    return (steps, trajectories, residuals, projections, widths)
 
 
 @pytest.mark.parametrize("name", TOY)

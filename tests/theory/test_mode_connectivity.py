@@ -20,24 +20,8 @@ BY_NAME = {claim.id.removeprefix("mode_connectivity/"): claim for claim in CLAIM
 
 
 @pytest.fixture
-def patched(monkeypatch):
-    """Replaces a function that the claims call, and forgets what was compiled or measured with another one."""
-    modules = (curves, polygon)
-
-    def forget():
-        for member in (m for module in modules for m in vars(module).values()):
-            for clear in ("clear_cache", "cache_clear"):
-                getattr(member, clear, lambda: None)()
-
-    def patch(name, replacement):
-        for module in modules:
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, replacement)
-        forget()
-
-    yield patch
-    monkeypatch.undo()
-    forget()
+def claim_modules():
+    return (curves, polygon)
 
 
 @pytest.mark.parametrize("name", BY_NAME)

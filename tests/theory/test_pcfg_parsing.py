@@ -45,24 +45,8 @@ TRAINED = [claim.id.removeprefix("pcfg_parsing/") for claim in trained.CLAIMS]
 
 
 @pytest.fixture
-def patched(monkeypatch):
-    """Replaces a function that the claims call, and forgets what was compiled or measured with another one."""
-    modules = (grammars, posteriors, invariances, decoding, samples, objective, trained)
-
-    def forget():
-        for member in (m for module in modules for m in vars(module).values()):
-            for clear in ("clear_cache", "cache_clear"):
-                getattr(member, clear, lambda: None)()
-
-    def patch(name, replacement):
-        for module in modules:
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, replacement)
-        forget()
-
-    yield patch
-    monkeypatch.undo()
-    forget()
+def claim_modules():
+    return (grammars, posteriors, invariances, decoding, samples, objective, trained)
 
 
 @pytest.mark.parametrize(
