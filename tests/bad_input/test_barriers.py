@@ -141,7 +141,10 @@ MERGING = {
         "must sum to 1, got 1.1. Say normalize=True or normalize=False",
     ),
     "weights of sum 0": (lambda: geometry.weighted_average([A, B], [1, -1], normalize=True), "must not sum to 0"),
-    "a task alone": (lambda: geometry.task_arithmetic(A, B), r"must be a list of models, got one tree. Pass .model."),
+    "a task alone": (
+        lambda: geometry.task_arithmetic(A, B),  # pyright: ignore[reportArgumentType]
+        "must be a list of models, got one tree. Pass .model.",
+    ),
     "no tasks": (lambda: geometry.task_arithmetic(A, []), "there must be a fine-tuned model"),
     "scales": (lambda: geometry.task_arithmetic(A, [B], [1.0, 2.0]), "got 2 for 1"),
     "task of another model": (lambda: geometry.task_vector(A, WIDER), r"low/w: float32\[2,3\]"),

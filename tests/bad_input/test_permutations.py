@@ -81,7 +81,10 @@ CHECK = {
         lambda: check_spec(net, RANDOM, make_permutation_spec({"in/bais": (UnitAxis("h", 0),)}), X, key=KEY),
         "in/bais is missing .Did you mean in/bias",
     ),
-    "a dict for a spec": (lambda: check_spec(net, RANDOM, LEAVES, X, key=KEY), "PermutationSpec, got dict. Make it by"),
+    "a dict for a spec": (
+        lambda: check_spec(net, RANDOM, LEAVES, X, key=KEY),  # pyright: ignore[reportArgumentType]
+        "PermutationSpec, got dict. Make it by",
+    ),
     "nan outputs": (lambda: check_spec(lambda p, x: net(p, x) / 0, RANDOM, SPEC, X, key=KEY), "outputs must be finite"),
 }
 
