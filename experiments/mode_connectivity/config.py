@@ -101,6 +101,8 @@ class ModeConnectivityConfig:
     paths: Paths = Paths()
     plane: Plane = Plane()
     heuristics: Heuristics = dataclasses.field(default_factory=Heuristics)
+    evaluation_images: int = 4096
+    """Images of each split, drawn at random where there are more, over which losses are means: as in the paper."""
     evaluation_batch: int = 2048
     """Images evaluated at once."""
 
@@ -120,7 +122,7 @@ class ModeConnectivityConfig:
             if shown not in trained:
                 listed = ", ".join(map(str, trained))
                 bad.append(f"plane.{name}: must be one of {listed}, got {shown}. Set --plane.{name}")
-        return bad + _not_positive(self, ("evaluation_batch",))
+        return bad + _not_positive(self, ("evaluation_images", "evaluation_batch"))
 
 
 def net_sizes(name: str) -> tuple[str, int, int]:

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments.mode_connectivity.config import ModeConnectivityConfig
 from experiments.mode_connectivity.networks import Network, make_network
+from jaxft.core.rng import host_stream
 from jaxft.data.batching import batch_indices
 from jaxft.data.images import Images, image_batches, load_images
 
@@ -56,15 +58,26 @@ def load(config: ModeConnectivityConfig) -> Images:
     return load_images("digits" if config.data is None else config.data, seed=config.seed)
 
 
+def _some(config: ModeConnectivityConfig, split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split that losses are means over."""
+    if len(x) <= config.evaluation_images:
+        return x, y
+    rows = np.sort(host_stream(config.seed, f"evaluation {split}").permutation(len(x))[: config.evaluation_images])
+    return x[rows], y[rows]
+
+
 def prepare(config: ModeConnectivityConfig, images: Images) -> Prepared:
     """Batches of the images."""
     n = len(images.x_train)
     b = min(config.paths.batch_size, n)
     rows = batch_indices(n, b, seed=config.seed, name="fit", stop=max(1, n // b))
-    batches = min(-(-n // config.evaluation_batch), len(images.x_test))
+    chosen = (
+        _some(config, "training", images.x_train, images.y_train),
+        _some(config, "test", images.x_test, images.y_test),
+    )
+    batches = min(-(-len(chosen[0][0]) // config.evaluation_batch), len(chosen[1][0]))
     train, test = (
-        jax.tree.map(lambda x: x[:batches], image_batches(x, y, len(x) // batches, trim=True))
-        for x, y in ((images.x_train, images.y_train), (images.x_test, images.y_test))
+        jax.tree.map(lambda x: x[:batches], image_batches(x, y, len(x) // batches, trim=True)) for x, y in chosen
     )
     held = (images.x_train, images.y_train), (train, test), (images.x_train[rows], images.y_train[rows])
     (x_train, y_train), splits, fit = jax.tree.map(jnp.asarray, held)

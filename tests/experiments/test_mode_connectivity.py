@@ -1,5 +1,6 @@
 """The experiment at its smallest: what it writes, and that a stopped run ends like one that was not."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from experiments.mode_connectivity.networks import (
     trainer,
 )
 from experiments.mode_connectivity.pairs import PATHS, measure_pair
-from experiments.mode_connectivity.prepare import prepare
+from experiments.mode_connectivity.prepare import load, prepare
 from experiments.mode_connectivity.rows import theorem_rows, vacuity_notes
 from jaxft.data.images import split_images
 from jaxft.geometry.path_loss import mean_over_batches
@@ -270,3 +271,12 @@ def test_run_with_fine_tuned_networks_reports_them(images_file, tmp_path):
     options = {"dropout": "0", "plane.dropout": "0", "heuristics.models": "4"}
     assert main(command(tmp_path / "run", images_file, **options)) == 0
     assert "two heuristics explain" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_losses_are_means_over_no_more_images_than_asked_for():
+    config = dataclasses.replace(PRESETS["smoke"], evaluation_images=100)
+    prepared = prepare(config, load(config))
+    (x, y), (x_test, _) = prepared.splits
+    assert x.shape[0] * x.shape[1] == x_test.shape[0] * x_test.shape[1] == 100
+    assert len(prepared.x_train) == 1437
+    assert sorted(set(y.ravel().tolist())) == list(range(10))
