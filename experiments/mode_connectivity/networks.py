@@ -134,8 +134,8 @@ def trainer(
     """Optimiser and compiled segment; inputs are images and, for each, the number of the network in training."""
     f = make_network(name, dropout, image_shape, classes).f
     tx = optax.adam(training.learning_rate)
-    normed = net_sizes(name)[0] == "vgg"
-    key = jax.random.key(0) if dropout or normed else None
+    # With a key the gradients of convolutions are faster, and norms use the statistics of the batch.
+    key = jax.random.key(0) if dropout or net_sizes(name)[0] != "mlp" else None
 
     def of_numbered(params: Params, inputs: tuple[Array, Array], *, key: Array | None = None) -> Array:
         x, number = inputs

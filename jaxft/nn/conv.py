@@ -100,7 +100,8 @@ class ConvNet(NamedTuple):
     """``init(key, (height, width, channels))``: kernels of variance 2 / fan-in, 1 / fan-in for the output; biases 0."""
     f: KeyedOutputFn
     """``f(params, x, *, key=None, train=False)``: logits. With a key it drops channels; with a key or ``train`` the
-    norms use the statistics of the batch (so that rows depend on each other) and the stored ones get no gradient."""
+    norms use the statistics of the batch (so that rows depend on each other), the stored ones get no gradient, and
+    gradients are fastest, but there is no forward mode (``jvp``)."""
     units: Callable[[Params, Array], dict[str, Array]]
     """``units(params, x)``: what enters each activation, by group, ``[n, height, width, channels]`` or ``[n, units]``,
     norms applied with stored statistics; and the logits as ``"output"``."""
@@ -234,7 +235,7 @@ def _pre_activations(
         if layer == "pool":
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
             continue
-        z = _affine(x, params[f"conv_{i}"])
+        z = _affine(x, params[f"conv_{i}"], training=normalise is _by_batch)
         if config.norm:
             inputs[f"norm_{i}"] = z
             z = _normalised(z, params[f"norm_{i}"], normalise, config.norm_eps)
@@ -248,10 +249,13 @@ def _pre_activations(
     return units | {"output": _affine(x, params["output"])}, inputs
 
 
-def _affine(x: Array, leaves: dict[str, Array]) -> Array:
+def _affine(x: Array, leaves: dict[str, Array], *, training: bool = False) -> Array:
     """A convolution that keeps the size of the map, or a matrix product, and the bias if there is one."""
     kernel, dtype = leaves["kernel"], jnp.result_type(x, leaves["kernel"])
-    z = x @ kernel if kernel.ndim == 2 else same_convolution(x.astype(dtype), kernel.astype(dtype))
+    if kernel.ndim == 2:
+        z = x @ kernel
+    else:
+        z = same_convolution(x.astype(dtype), kernel.astype(dtype), reverse_only=training)
     return z + jnp.expand_dims(leaves["bias"], tuple(range(z.ndim - 1))) if "bias" in leaves else z
 
 

@@ -82,7 +82,7 @@ def _loss(kind: str, error: bool) -> Any:
     f = _net(kind)[0]
 
     def loss(params: Params, batch: dict[str, Any]) -> Any:
-        logits = f(params, batch["x"])
+        logits = f(params, batch["x"], train=True) if kind == "conv" and not error else f(params, batch["x"])
         mean = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
         wrong = jnp.mean((logits.argmax(-1) != batch["y"]).astype(jnp.float32))
         return {"loss": mean, "error": wrong} if error else mean
