@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -31,8 +32,13 @@ def claims_of(slug: str) -> Sequence[Claim]:
 
 
 def failed(claim: Claim, finding: Finding, control: Finding) -> bool:
-    """Whether a check must not pass: an exact claim that does not hold, or a control that is not violated."""
-    return (claim.kind in EXACT_KINDS and finding.status != "holds") or control.status != "violated"
+    """Whether a check must not pass: an exact claim that does not hold, or a control that is not violated.
+
+    A bound that is met and vacuous says nothing, which is a result.
+    """
+    limit = math.inf if claim.vacuous_above is None else claim.vacuous_above
+    vacuous = finding.status == "inconclusive" and finding.predicted > limit
+    return (claim.kind in EXACT_KINDS and finding.status != "holds" and not vacuous) or control.status != "violated"
 
 
 def check(slugs: Sequence[str], json_file: Path | None) -> int:

@@ -5,6 +5,7 @@ rules in words.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxft.core.checks import UserError, nearest, require
 from jaxft.core.findings import Finding, Status
 from jaxft.core.statistics import log_log_slope, mean_interval, paired_difference, rank_correlation
 
-__all__ = ["Claim", "Evidence", "Finding", "check_claim", "judge"]
+__all__ = ["Claim", "Evidence", "Finding", "check_claim", "controlled_claim", "judge"]
 
 Kind = Literal["identity", "bound", "rate", "limit", "association", "ordering", "equality"]
 
@@ -91,6 +92,22 @@ class Claim:
         enough = {"ordering": 3, "equality": 1}.get(self.kind, 1)
         require(self.seeds >= enough, where, f"a claim of kind {self.kind} needs >= {enough} seeds", self.seeds, "Add")
         object.__setattr__(self, "max_seeds", max(self.seeds, self.max_seeds))
+
+
+def controlled_claim(
+    paper: str,
+    name: str,
+    statement: str,
+    source: str,
+    kind: Kind,
+    check: Callable[..., Evidence],
+    control: Mapping[str, Any],
+    breaks: str,
+    **options: Any,
+) -> Claim:
+    """A claim ``paper/name`` whose control is the same check with options that break an assumption."""
+    broken = functools.partial(check, **control)
+    return Claim(f"{paper}/{name}", statement, source, kind, check, broken, breaks, **options)
 
 
 class Verdict(NamedTuple):

@@ -13,9 +13,9 @@ def same_convolution(
     """Convolution of stride 1 that keeps the size of the map (zeros around it).
 
     XLA's CPU compiler has no fast code, inside a loop, for the convolutions that transposing one gives: there a step of
-    training takes a hundred times as long (github.com/jax-ml/jax/issues/12868). So on CPU the derivative is a matrix
-    product with the patches, which takes memory for ``rows * columns`` maps. With ``reverse_only`` it is written as two
-    convolutions in the layout that is fast, which takes less than half of the time, but has no forward mode (``jvp``).
+    training takes many times as long as outside of it (github.com/jax-ml/jax/issues/12868). So on CPU the derivative is
+    a matrix product with the patches, which takes memory for ``rows * columns`` maps. With ``reverse_only`` it is
+    written as two convolutions in the layout that is fast, which is faster still, but has no forward mode (``jvp``).
     Values are those of ``lax`` everywhere.
 
     Args:

@@ -24,7 +24,8 @@ def model(seed, dtype=jnp.float32):
 A, B, C = (model(seed) for seed in range(3))
 
 
-def close(found, expected, rtol=1e-6):
+def assert_close(found, expected, rtol=1e-6):
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)  # allclose alone would broadcast
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), found, expected)
 
 
@@ -36,11 +37,12 @@ def test_ends_of_an_interpolation_are_exact_and_dtypes_stay():
 
 
 def test_average_is_the_weighted_sum_and_is_divided_only_on_demand():
-    close(weighted_average([A, B, C]), jax.tree.map(lambda *x: sum(x) / 3, A, B, C))
+    assert_close(weighted_average([A, B, C]), jax.tree.map(lambda *x: sum(x) / 3, A, B, C))
     weights = [0.5, 2.0, -1.0]
     total = jax.tree.map(lambda *x: sum(w * y for w, y in zip(weights, x, strict=True)), A, B, C)
-    close(weighted_average([A, B, C], weights, normalize=False), total)
-    close(weighted_average([A, B, C], jnp.array(weights), normalize=True), jax.tree.map(lambda x: x / 1.5, total))
+    assert_close(weighted_average([A, B, C], weights, normalize=False), total)
+    divided = jax.tree.map(lambda x: x / 1.5, total)
+    assert_close(weighted_average([A, B, C], jnp.array(weights), normalize=True), divided)
 
 
 def test_weights_can_be_traced_and_differentiated():
@@ -51,8 +53,8 @@ def test_weights_can_be_traced_and_differentiated():
 
 def test_task_arithmetic_adds_scaled_task_vectors():
     expected = jax.tree.map(lambda a, b, c: a + 0.5 * b - 2 * c, A, task_vector(A, B), task_vector(A, C))
-    close(task_arithmetic(A, [B, C], [0.5, -2.0]), expected, rtol=1e-5)
-    close(task_arithmetic(A, [B, C], 0.5), weighted_average([B, C]), rtol=1e-5)
+    assert_close(task_arithmetic(A, [B, C], [0.5, -2.0]), expected, rtol=1e-5)
+    assert_close(task_arithmetic(A, [B, C], 0.5), weighted_average([B, C]), rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, task_arithmetic(A, [B], 1.0), B)
 
 
@@ -63,7 +65,8 @@ def test_profile_gives_every_leaf_and_every_stacked_layer_its_own_weight():
 
 
 def test_first_pattern_that_matches_counts_and_others_fall_to_the_default():
-    close(layer_profile(A, B, {"dense": 1.0, "kernel": 0.5}, default=0.0), {"dense": B["dense"], "stack": A["stack"]})
+    mixed = layer_profile(A, B, {"dense": 1.0, "kernel": 0.5}, default=0.0)
+    assert_close(mixed, {"dense": B["dense"], "stack": A["stack"]})
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
@@ -74,7 +77,7 @@ def test_adapters_in_delta_space_are_the_line_of_merged_weights(t):
         for k, r in zip(jax.random.split(jax.random.key(0)), (1, 2), strict=True)
     )
     line = interpolate(merge_lora(base, a, scale=0.5), merge_lora(base, b, scale=0.5), t)
-    close(merge_lora(base, interpolate_adapters(a, b, t), scale=0.5), line, rtol=1e-5)
+    assert_close(merge_lora(base, interpolate_adapters(a, b, t), scale=0.5), line, rtol=1e-5)
 
 
 def test_adapters_in_factor_space_miss_the_line_by_the_product_of_differences():

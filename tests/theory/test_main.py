@@ -37,6 +37,14 @@ def ordering(lesser, greater):
     return dataclasses.replace(claim, kind="ordering", seeds=3, max_seeds=3, check=check, control=control)
 
 
+def bound(predicted, vacuous_above):
+    """Measured is 0; the control exceeds every bound."""
+    check = lambda seed: Evidence(0.0, predicted)  # noqa: E731
+    control = lambda seed: Evidence(10.0, predicted)  # noqa: E731
+    claim = identity(name="at-most", vacuous_above=vacuous_above)
+    return dataclasses.replace(claim, kind="bound", check=check, control=control)
+
+
 @pytest.fixture
 def paper(monkeypatch):
     """Registers claims as the one paper there is."""
@@ -94,12 +102,17 @@ def test_measurement_that_is_not_finite_is_null_in_the_file(paper, tmp_path):
         (identity(check=BAD), 1),
         (identity(check=NOT_FINITE), 1),
         (identity(check=dataclasses.replace(GOOD, unmet=("a precondition",))), 1),
+        (bound(predicted=5.0, vacuous_above=1.0), 0),
+        (bound(predicted=-1.0, vacuous_above=-2.0), 1),
         (identity(control=GOOD), 1),
         (identity(control=NOT_FINITE), 1),
         (ordering(0.0, 1.0), 0),
         (ordering(2.0, 1.0), 0),
     ],
-    ids=["holds", "violated", "nan", "unmet", "control-holds", "control-nan", "ordering", "ordering-violated"],
+    ids=[
+        *("holds", "violated", "nan", "unmet", "vacuous", "vacuous-violated"),
+        *("control-holds", "control-nan", "ordering", "ordering-violated"),
+    ],
 )
 def test_exit_status(paper, capsys, claim, status):
     paper(claim)

@@ -24,16 +24,26 @@ def claim_modules():
     return (curves, polygon)
 
 
+VACUOUS = {"noise-epsilon"}
+"""Bounds that are met and say nothing, on networks this small."""
+
+
+def expected(name):
+    return "inconclusive" if name in VACUOUS else "holds"
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_claim_holds_and_its_control_is_violated(name):
-    assert check_claim(BY_NAME[name]).status == "holds"
+    finding = check_claim(BY_NAME[name])
+    assert finding.status == expected(name)
+    assert finding.measured <= finding.predicted or name not in VACUOUS
     assert check_claim(BY_NAME[name], control=True).status == "violated"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_claim_holds_at_other_seeds(name):
-    assert check_claim(BY_NAME[name], first_seed=100).status == "holds"
+    assert check_claim(BY_NAME[name], first_seed=100).status == expected(name)
 
 
 def test_names_of_claims_differ():

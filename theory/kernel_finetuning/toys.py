@@ -1,6 +1,5 @@
 """The small tanh network on which exact statements are checked, and the form that all claims of the paper have."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from jaxft.core.types import Params
 from jaxft.kernels import contrast_loss, logit_difference
 from jaxft.nn import make_mlp
 from jaxft.train import cross_entropy
-from theory.claims import Claim
+from theory.claims import Claim, controlled_claim
 
 PAPER = "arXiv 2210.05643"
 
@@ -76,18 +75,10 @@ def stack(*trees: Any) -> Any:
 
 def make_claim(
     name: str, statement: str, where: str, kind: Any, check: Callable, control: dict, breaks: str, **options
-):
+) -> Claim:
     """A claim whose control is the same check with options that break an assumption.
 
     ``where`` is a place in the paper; "cf. ..." if the statement is derived here, from what stands there.
     """
-    return Claim(
-        id=f"kernel_finetuning/{name}",
-        statement=statement,
-        source=f"derived; cf. {PAPER}, {where[4:]}" if where.startswith("cf. ") else f"{PAPER}, {where}",
-        kind=kind,
-        check=check,
-        control=functools.partial(check, **control),
-        control_breaks=breaks,
-        **options,
-    )
+    source = f"derived; cf. {PAPER}, {where[4:]}" if where.startswith("cf. ") else f"{PAPER}, {where}"
+    return controlled_claim("kernel_finetuning", name, statement, source, kind, check, control, breaks, **options)

@@ -6,7 +6,6 @@ networks of one shape are trained in one compiled program, whatever the seed and
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jaxft.core.rng import host_stream, stream
 from jaxft.core.types import Params
 from jaxft.core.units import PermutationSpec, UnitAxis, make_permutation_spec
 from jaxft.train import make_optimizer
-from theory.claims import Claim
+from theory.claims import controlled_claim
 
 PAPER = "arXiv 1906.06247"
 EXAMPLES, INPUTS, CLASSES, CLUSTERS = 128, 6, 4, 16
@@ -215,17 +214,4 @@ def flat(*parts: Any) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(a, float)) for a in jax.tree.leaves(parts)])
 
 
-def make_claim(
-    name: str, statement: str, source: str, kind: Any, check: Callable, control: dict, breaks: str, **options: Any
-) -> Claim:
-    """A claim whose control is the same check with options that break an assumption."""
-    return Claim(
-        id=f"mode_connectivity/{name}",
-        statement=statement,
-        source=source,
-        kind=kind,
-        check=check,
-        control=functools.partial(check, **control),
-        control_breaks=breaks,
-        **options,
-    )
+make_claim = functools.partial(controlled_claim, "mode_connectivity")

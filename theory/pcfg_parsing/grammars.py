@@ -5,7 +5,6 @@ are data too.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jaxft.core.rng import host_stream
 from jaxft.structure import PCFG, Marginals, brute_force, inside_outside
 from jaxft.structure.enumeration import Enumeration
-from theory.claims import Claim
+from theory.claims import controlled_claim
 
 PAPER = "arXiv 2303.08117"
 NONTERMINALS, PRETERMINALS, WORDS, TOKENS = 3, 4, 6, 7
@@ -108,17 +107,4 @@ def to_padded(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     return padded
 
 
-def make_claim(
-    name: str, statement: str, source: str, kind: Any, check: Callable, control: dict, breaks: str, **options: Any
-) -> Claim:
-    """A claim whose control is the same check with options that break an assumption."""
-    return Claim(
-        id=f"pcfg_parsing/{name}",
-        statement=statement,
-        source=source,
-        kind=kind,
-        check=check,
-        control=functools.partial(check, **control),
-        control_breaks=breaks,
-        **options,
-    )
+make_claim = functools.partial(controlled_claim, "pcfg_parsing")
