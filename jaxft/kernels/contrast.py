@@ -13,7 +13,8 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from jaxft.core.checks import require
-from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.core.factors import map_outputs
+from jaxft.core.types import OutputFn
 from jaxft.kernels.dynamics import LossFn
 
 
@@ -45,7 +46,8 @@ def contrast_logits(f: OutputFn, classes: int) -> OutputFn:
       classes: Their number C.
 
     Returns:
-      A function with the arguments of ``f``; the same one for the same ``f``, so that nothing is compiled twice.
+      A function ``(params, x)``, with the taps of ``f`` where it has any; the same one for the same ``f``, so that
+      nothing is compiled twice.
 
     Raises:
       UserError: Fewer than two classes, or (when called) another number of logits.
@@ -57,12 +59,11 @@ def contrast_logits(f: OutputFn, classes: int) -> OutputFn:
     """
     basis = contrast_basis(classes)
 
-    def contrasts(params: Params, x: Inputs) -> Float[Array, "n contrasts"]:
-        logits = f(params, x)
+    def contrasts(logits: Array) -> Float[Array, "n contrasts"]:
         _require_classes("contrast_logits", logits, classes)
         return jnp.matmul(logits, jnp.asarray(basis, logits.dtype), precision="highest")
 
-    return contrasts
+    return map_outputs(f, contrasts)
 
 
 @functools.lru_cache(maxsize=64)
@@ -75,7 +76,7 @@ def logit_difference(f: OutputFn) -> OutputFn:
       f: Logits ``[n, 2]``.
 
     Returns:
-      A function with the arguments of ``f``; the same one for the same ``f``.
+      A function ``(params, x)``, with the taps of ``f`` where it has any; the same one for the same ``f``.
 
     Raises:
       UserError: When called: another number of logits.
@@ -88,12 +89,11 @@ def logit_difference(f: OutputFn) -> OutputFn:
       Malladi et al. 2023, arXiv 2210.05643, section 3 (the scalar logit of A-SignGD).
     """
 
-    def difference(params: Params, x: Inputs) -> Float[Array, "n"]:
-        logits = f(params, x)
+    def difference(logits: Array) -> Float[Array, "n"]:
         _require_classes("logit_difference", logits, 2)
         return logits[:, 1] - logits[:, 0]
 
-    return difference
+    return map_outputs(f, difference)
 
 
 @functools.lru_cache(maxsize=64)

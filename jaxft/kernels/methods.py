@@ -1,167 +1,129 @@
-r"""Kernels as maps of gradients, and the ways to contract a block of them.
+r"""Kernels as maps of gradients, and the ways to compute a block of them.
 
 Every kernel here is $K = \rho(J_x)\, \kappa(J_y)^\top$, with $J$ the Jacobian of the outputs in the parameters and
-$\rho$, $\kappa$ applied entry by entry; ``KERNELS`` is the table of the two. ``METHODS`` is the table of the ways to
-compute a block: a method takes a block of rows and returns a function of a block of columns, so that what belongs to
-the rows is made once, and says which kernels it supports. A faster one is a further entry.
+$\rho$, $\kappa$ applied entry by entry; ``KERNELS`` is the table of the two. ``METHODS`` says which kernels a method
+can compute. ``ntvp`` pushes gradients of the columns through the rows' outputs; all others contract the features of two
+blocks (``features``, ``contraction``) by the routes of a plan (``plan``).
 """
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jaxft.core.checks import path_name
 from jaxft.core.trees import tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.contraction import Arithmetic, KernelMaps, Route, contract, mapped, scale_map, share_of, sign_map
+from jaxft.kernels.features import Features, block_features, named_leaves
 from jaxft.kernels.jacobian import output_jacobian
-
-Map = Callable[[Array, Any], Array]
-"""Map of gradients ``(..., p)`` and the preconditioner of their leaf ``(1, p)``."""
-
-
-class KernelMaps(NamedTuple):
-    """The two maps of a kernel; ``None`` is the identity."""
-
-    rows: Map | None
-    columns: Map | None
-    symmetric: bool = True
-
-
-def _sign(gradient: Array, _: Any) -> Array:
-    return jnp.sign(gradient)
-
+from jaxft.kernels.plan import Plan
+from jaxft.kernels.preconditioners import RankOne, is_rank_one
 
 KERNELS: Mapping[str, KernelMaps] = {
     "sgd": KernelMaps(None, None),
-    "signgd": KernelMaps(_sign, _sign),
-    "asymmetric_signgd": KernelMaps(None, _sign, symmetric=False),
-    "preconditioned": KernelMaps(None, lambda gradient, p: gradient * p),
+    "signgd": KernelMaps(sign_map, sign_map),
+    "asymmetric_signgd": KernelMaps(None, sign_map, symmetric=False),
+    "asymmetric_signgd_transposed": KernelMaps(sign_map, None, symmetric=False),
+    "preconditioned": KernelMaps(None, scale_map),
 }
 
-CPU_TILE = 8192
-"""Parameters contracted at a time on CPU: the maps of a tile stay in the cache instead of being written to memory."""
+METHODS: Mapping[str, Callable[[KernelMaps], bool]] = {
+    "auto": lambda maps: True,
+    "contraction": lambda maps: True,
+    "ntvp": lambda maps: maps.rows is None,
+    "ghost": lambda maps: True,
+    "tiled": lambda maps: True,
+}
+"""Which kernels a method supports; what ``ghost`` does depends on the leaves too, and is found by the plan."""
 
 
-class Problem(NamedTuple):
-    """What the blocks of one call share."""
+class Settings(NamedTuple):
+    """What is known when a block is compiled."""
 
     f: OutputFn
-    names: tuple[str, ...]
-    accumulate: Any
-    precision: str
+    plan: Plan
+    arithmetic: Arithmetic
+    factor_dtype: Any
+
+    @property
+    def maps(self) -> list[KernelMaps]:
+        """Of the kernels asked for."""
+        return [KERNELS[name] for name in self.plan.kernels]
+
+
+class Point(NamedTuple):
+    """Where gradients are taken, and how they are scaled."""
+
     trained: Params
     frozen: Params
     preconditioner: PyTree | None
 
-    def outputs(self, trained: Params, x: Inputs) -> Array:
-        """Outputs as a function of the trained leaves."""
-        return self.f(tree_combine(trained, self.frozen), x)
+
+def features_of(settings: Settings, point: Point, x: Inputs) -> Features | Inputs:
+    """What a block of examples contributes; for ``ntvp`` the examples themselves.
+
+    Devices that share the work of a block each make the features of some of its examples, and exchange them.
+    """
+    if settings.plan.method == "ntvp":
+        return x
+    taps = {name: tap for leaf in settings.plan.leaves for name, tap in leaf.taps}
+    axis, share = settings.arithmetic.axis, share_of(settings.arithmetic)
+    n = jax.tree.leaves(x)[0].shape[0]
+    if axis is not None:
+        size = -(-n // share.devices)
+        mine = jnp.minimum(share.device * size + jnp.arange(size), n - 1)
+        x = jax.tree.map(lambda leaf: leaf[mine], x)
+    made = block_features(settings.f, point.trained, point.frozen, x, taps, factor_dtype=settings.factor_dtype)
+    return made if axis is None else jax.tree.map(lambda a: jax.lax.all_gather(a, axis, tiled=True)[:n], made)
 
 
-Block = Callable[[Inputs], Array]
-"""Columns -> kernels ``(kernel, rows * c, columns * c)``, (example, output) flattened."""
+def block_of(settings: Settings, point: Point, rows: Features | Inputs) -> Callable[[Features | Inputs], Array]:
+    """From the features of a block of rows, a function of those of a block of columns.
 
+    It gives the block ``(kernel, rows * c, columns * c)``, (example, output) flattened.
+    """
+    if settings.plan.method == "ntvp":
+        return _ntvp(settings, point, rows)
+    scales = None if point.preconditioner is None else _by_name(point.preconditioner)
+    routes: dict[str, Route] = {leaf.name: leaf.route for leaf in settings.plan.leaves}
+    matrices = {leaf.name: leaf.matrix for leaf in settings.plan.leaves if leaf.matrix}
 
-class Method(NamedTuple):
-    """A way to compute blocks."""
-
-    rows: Callable[[Problem, Inputs], Block]
-    """Makes what belongs to a block of rows, and returns the function of the columns."""
-    supports: Callable[[KernelMaps], bool]
-
-
-def _contraction(problem: Problem, x: Inputs) -> Block:
-    """Gram matrices of two blocks of gradients."""
-    left = _gradients(problem, x)
-    return lambda y: _contract(problem, left, left if y is x else _gradients(problem, y))
-
-
-def _ntvp(problem: Problem, x: Inputs) -> Block:
-    """One derivative of the rows' outputs along every mapped gradient of the columns; no gradient of a row."""
-    _, push = jax.linearize(lambda p: problem.outputs(p, x).ravel(), problem.trained)
-    diagonals = _diagonals(problem)
-
-    def against(y: Inputs) -> Array:
-        jacobian = output_jacobian(problem.outputs, problem.trained, y)
-
-        def of_kernel(name: str) -> Array:
-            def tangent(gradient, p, diagonal):
-                flat = _mapped(KERNELS[name].columns, gradient.reshape(-1, p.size), diagonal)
-                return flat.reshape(-1, *p.shape)
-
-            return jax.vmap(push)(jax.tree.map(tangent, jacobian, problem.trained, diagonals)).T
-
-        return jnp.stack([of_kernel(name) for name in problem.names]).astype(problem.accumulate)
+    def against(columns: Features | Inputs) -> Array:
+        sides = cast(tuple[Features, Features], (rows, columns))
+        return contract(settings.maps, routes, *sides, matrices, scales, settings.arithmetic)
 
     return against
 
 
-METHODS: Mapping[str, Method] = {
-    "contraction": Method(_contraction, lambda maps: True),
-    "ntvp": Method(_ntvp, lambda maps: maps.rows is None),
-}
-
-Gradients = list[list[Array]]
-"""Gradients of a block of examples: for each leaf and output, a matrix (example, parameter)."""
-
-UNROLLED = 8
-"""Up to so many outputs are pulled back one by one: each gradient is then written once, where it is contracted."""
+def _by_name(preconditioner: PyTree) -> dict[str, Any]:
+    return named_leaves(preconditioner, is_leaf=is_rank_one)
 
 
-def _gradients(problem: Problem, x: Inputs) -> Gradients:
-    def of_one(example: Inputs) -> list[PyTree]:
-        one = jax.tree.map(lambda leaf: leaf[None], example)
-        out, pull = jax.vjp(lambda p: problem.outputs(p, one)[0], problem.trained)
-        basis = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
-        if out.size <= UNROLLED:
-            return [pull(direction)[0] for direction in basis]
-        every = jax.vmap(lambda direction: pull(direction)[0])(basis)
-        return [jax.tree.map(lambda leaf, c=c: leaf[c], every) for c in range(out.size)]
+def _ntvp(settings: Settings, point: Point, x: Inputs) -> Callable[[Inputs], Array]:
+    """One derivative of the rows' outputs along every mapped gradient of the columns; no gradient of a row."""
 
-    by_output = [jax.tree.leaves(tree) for tree in jax.vmap(of_one)(x)]
-    return [[leaf.reshape(leaf.shape[0], -1) for leaf in leaves] for leaves in zip(*by_output, strict=True)]
+    def outputs(trained: Params, side: Inputs) -> Array:
+        return settings.f(tree_combine(trained, point.frozen), side)
 
+    _, push = jax.linearize(lambda p: outputs(p, x).ravel(), point.trained)
+    scales = {} if point.preconditioner is None else _by_name(point.preconditioner)
 
-def _diagonals(problem: Problem) -> PyTree:
-    """The preconditioner's leaves as rows; ``False`` for each leaf where there is none."""
-    if problem.preconditioner is None:
-        return jax.tree.map(lambda _: False, problem.trained)
-    return jax.tree.map(lambda p: p.reshape(1, -1), problem.preconditioner)
+    def against(y: Inputs) -> Array:
+        jacobian = output_jacobian(outputs, point.trained, y)
 
+        def of_kernel(maps: KernelMaps) -> Array:
+            def tangent(path, gradient, leaf):
+                p = scales.get(path_name(path))
+                p = p.dense() if isinstance(p, RankOne) else p
+                flat = mapped(maps.columns, gradient.reshape(-1, leaf.size), None if p is None else p.reshape(1, -1))
+                return flat.reshape(-1, *leaf.shape)
 
-def _mapped(feature: Map | None, gradient: Array, diagonal: Any) -> Array:
-    return gradient if feature is None else feature(gradient, diagonal)
+            tangents = jax.tree_util.tree_map_with_path(tangent, jacobian, point.trained)
+            return jax.vmap(push)(tangents).T
 
+        return jnp.stack([of_kernel(maps) for maps in settings.maps]).astype(settings.arithmetic.accumulate)
 
-def _contract(problem: Problem, left: Gradients, right: Gradients) -> Array:
-    dot = functools.partial(jnp.matmul, precision=problem.precision, preferred_element_type=problem.accumulate)
-    on_cpu = jax.default_backend() == "cpu"
-
-    def gram(a, b, p):
-        maps, (a, b) = [KERNELS[name] for name in problem.names], map(jnp.concatenate, (a, b))
-        return jnp.stack([dot(_mapped(m.rows, a, p), _mapped(m.columns, b, p).T) for m in maps])
-
-    def leaf(a, b, p):
-        width = a[0].shape[1]
-        tile = CPU_TILE if on_cpu else width
-        if width <= tile:
-            return gram(a, b, p)
-
-        def cut(start, size):
-            part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-            return [part(g) for g in a], [part(g) for g in b], part(p) if isinstance(p, Array) else p
-
-        tiles = width // tile
-        whole = jax.lax.fori_loop(0, tiles, lambda k, total: total + gram(*cut(k * tile, tile)), zero)
-        return whole + gram(*cut(tiles * tile, width - tiles * tile))
-
-    c, n, m = len(left[0]), left[0][0].shape[0], right[0][0].shape[0]
-    zero = jnp.zeros((len(problem.names), c * n, c * m), problem.accumulate)
-    diagonals = jax.tree.leaves(_diagonals(problem))
-    total = sum((leaf(*terms) for terms in zip(left, right, diagonals, strict=True)), zero)
-    # From (output, example) to (example, output).
-    total = jnp.transpose(total.reshape(-1, c, n, c, m), (0, 2, 1, 4, 3))
-    return total.reshape(-1, n * c, m * c)
+    return against

@@ -1,36 +1,20 @@
-r"""Empirical neural tangent kernels of any ``f(params, x)``, in blocks of bounded memory.
+r"""Empirical neural tangent kernels of any ``f(params, x)``, in memory.
 
-The kernels are the entries of ``methods.KERNELS``; the loop over blocks is in ``blocks``.
+The kernels are the entries of ``methods.KERNELS``, the loop over blocks is in ``blocks``; ``kernel_blocks`` is for
+kernels that outgrow memory.
 """
 
-import math
 from typing import Literal, overload
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxft.core.checks import (
-    UserError,
-    failing_leaves,
-    is_concrete,
-    message,
-    nearest,
-    nonfinite_leaves,
-    path_name,
-    require,
-    require_finite,
-)
-from jaxft.core.trees import tree_partition
 from jaxft.core.types import Inputs, OutputFn, Params
-from jaxft.kernels.blocks import Settings, blocked_kernels, fitting_blocks, sharded_kernels
-from jaxft.kernels.jacobian import output_jacobian, output_shape
-from jaxft.kernels.masks import split_params
-from jaxft.kernels.methods import KERNELS, METHODS
-
-KernelName = Literal["sgd", "signgd", "asymmetric_signgd", "preconditioned"]
-MethodName = Literal["contraction", "ntvp"]
+from jaxft.kernels.blocks import blocked_kernels
+from jaxft.kernels.calls import KernelName, MethodName, prepare, require_finite_kernels
+from jaxft.kernels.plan import Plan
+from jaxft.kernels.sharded import sharded_kernels
 
 
 @overload
@@ -43,11 +27,15 @@ def empirical_ntk(
     kernel: KernelName = "sgd",
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
-    method: MethodName = "contraction",
+    method: MethodName = "auto",
     block_size: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    memory_bytes: int | None = None,
     accum_dtype: jnp.dtype | type | None = None,
+    factor_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
+    explain: Literal[False] = False,
 ) -> Array: ...
 
 
@@ -61,12 +49,38 @@ def empirical_ntk(
     kernel: tuple[KernelName, ...],
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
-    method: MethodName = "contraction",
+    method: MethodName = "auto",
     block_size: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    memory_bytes: int | None = None,
     accum_dtype: jnp.dtype | type | None = None,
+    factor_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
+    explain: Literal[False] = False,
 ) -> dict[str, Array]: ...
+
+
+@overload
+def empirical_ntk(
+    f: OutputFn,
+    params: Params,
+    x: Inputs,
+    y: Inputs | None = None,
+    *,
+    kernel: KernelName | tuple[KernelName, ...] = "sgd",
+    preconditioner: PyTree | None = None,
+    param_mask: PyTree | None = None,
+    method: MethodName = "auto",
+    block_size: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    memory_bytes: int | None = None,
+    accum_dtype: jnp.dtype | type | None = None,
+    factor_dtype: jnp.dtype | type | None = None,
+    precision: str = "highest",
+    mesh: Mesh | None = None,
+    explain: Literal[True],
+) -> Plan: ...
 
 
 def empirical_ntk(
@@ -78,12 +92,16 @@ def empirical_ntk(
     kernel: KernelName | tuple[KernelName, ...] = "sgd",
     preconditioner: PyTree | None = None,
     param_mask: PyTree | None = None,
-    method: MethodName = "contraction",
+    method: MethodName = "auto",
     block_size: int | tuple[int, int] | None = None,
+    tile: int | None = None,
+    memory_bytes: int | None = None,
     accum_dtype: jnp.dtype | type | None = None,
+    factor_dtype: jnp.dtype | type | None = None,
     precision: str = "highest",
     mesh: Mesh | None = None,
-) -> Float[Array, "n m"] | Float[Array, "n c m c"] | dict[str, Array]:
+    explain: bool = False,
+) -> Float[Array, "n m"] | Float[Array, "n c m c"] | dict[str, Array] | Plan:
     r"""Kernel of gradient descent (or of a preconditioned or sign-based variant) at ``params``.
 
     ========================  ==================================================================
@@ -91,22 +109,37 @@ def empirical_ntk(
     ``signgd``                $K = \operatorname{sign}(J_x) \operatorname{sign}(J_y)^\top$
     ``asymmetric_signgd``     $K = J_x \operatorname{sign}(J_y)^\top$: the sign is on the columns,
                               the training examples whose steps move the outputs of the rows
+    its ``_transposed``       $K = \operatorname{sign}(J_x) J_y^\top$: its transpose with x and y exchanged; solvers of
+                              asymmetric kernels need both
     ``preconditioned``        $K = J_x P J_y^\top$, $P$ diagonal and non-negative: the NTK of
                               Adam with a frozen second moment for $P = 1 / (\sqrt{\hat v} + \epsilon)$
     ========================  ==================================================================
 
-    For ``y=None`` all but ``asymmetric_signgd`` are symmetric and positive semi-definite. A sign step on one example
+    For ``y=None`` all but the asymmetric ones are symmetric and positive semi-definite. A sign step on one example
     moves a single output by ``asymmetric_signgd``; with several outputs, or several examples a step, the sign of a sum
     is not the sum of signs, and no kernel of single gradients describes it. ``signgd`` is its symmetric surrogate, for
     solvers that need one. The mean over outputs that others call the trace is ``jnp.einsum("ncmc->nm", k) / c``.
-    Outputs that depend on other examples of the batch are not covered.
+    Outputs that depend on other examples of the batch are refused where their values show it, and not covered.
 
-    Memory: the Jacobians of two blocks, ``(rows + columns) * c * p`` numbers, and their maps, whatever n and m
-    (``ntvp``: those of the columns, and the activations of the rows for each of ``columns * c`` directions). Work of
-    ``contraction``: n * c gradients for the rows, m * c for the columns of every block of rows, and 2 n m c^2 p
-    operations to contract them (half of it for a symmetric kernel with ``y=None``). ``ntvp`` replaces the gradients of
-    the rows and the contraction by a forward derivative of n examples for every one of the m * c columns: it pays where
-    c exceeds twice the tokens of an example.
+    ================  ==================================================================================================
+    ``contraction``   The gradients of a block are held whole. For every f and kernel.
+    ``tiled``         The gradients of leaves with taps are formed a tile at a time, and never held: factors of
+                      tokens * (inputs + c * outputs) numbers a matrix are. For every kernel of a ``FactoredFn``
+                      (``jaxft.core.factors``): those of ``jaxft.nn`` are, and ``jaxft.nn.linen_outputs`` makes one of a
+                      Linen module. Leaves without taps go as in ``contraction``.
+    ``ghost``         As ``tiled``, but the gradients are not formed at all. For kernels without maps, scales of rank
+                      one (``RankOne``), and signs of gradients of rank one; pays for short sequences.
+    ``ntvp``          NTK-vector products: a forward derivative of the n rows for each of the m * c columns. Not for
+                      ``signgd``; pays where c exceeds twice the tokens of an example.
+    ``auto``          The cheapest of the first three, leaf by leaf, by the formulas of ``jaxft.kernels.plan``.
+    ================  ==================================================================================================
+
+    All give the same kernel, to rounding. ``explain=True`` says what a call would do, and what it costs. A gradient
+    that is 0 but for rounding has a sign that is noise: that of attention's key biases is such a gradient.
+
+    Memory: the features of two blocks, about ``memory_bytes``, and tiles of ``(rows + columns) * c * tile`` numbers,
+    whatever n and m are (``ntvp``: the gradients of the columns, and the activations of the rows for each of
+    ``columns * c`` directions). The features of the columns are made again for every block of rows.
 
     Args:
       f: Outputs ``[n]`` (kernel ``(n, m)``) or ``[n, c]`` (kernel ``(n, c, m, c)``).
@@ -116,21 +149,27 @@ def empirical_ntk(
       kernel: Name of the kernel, or several: they share the gradients, which are most of the work.
       preconditioner: The diagonal of P as a tree like ``params``; goes with ``preconditioned``.
       param_mask: The parameters that are trained, a tree of bools (see ``parameter_mask``); ``None`` means all.
-      method: ``contraction`` of Jacobians, or ``ntvp`` (NTK-vector products, not for ``signgd``).
+      method: How; see the table.
       block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None``
-        means as many as have a GiB of gradients.
-      accum_dtype: Type of the result, and for ``contraction`` of the sums over parameters; ``None`` means that of the
-        outputs, float32 at least.
-      precision: Precision of the matrix products of ``contraction``.
+        means as many as ``memory_bytes`` hold.
+      tile: Parameters of a tile; ``None`` means 32768 on CPU, where both sides then stay in the cache.
+      memory_bytes: Of the features of two blocks, where no block size is given; ``None`` means a GiB.
+      accum_dtype: Type of the result and of the sums over parameters; ``None`` means that of the outputs, float32 at
+        least. Signs are counted in integers, whatever it is.
+      factor_dtype: Type in which factors are held; ``None`` means that of the network. With bfloat16 sums are still
+        taken in float32; the error is about 1e-3 relative.
+      precision: Precision of the matrix products.
       mesh: Devices to spread the columns over, along all its axes; ``None`` means no placement.
+      explain: Whether to return the plan instead of the kernel.
 
     Returns:
-      The kernel, first axes ``x``, last axes ``y``; a dict of them by name where several were asked for.
+      The kernel, first axes ``x``, last axes ``y``; a dict of them by name where several were asked for; the plan for
+      ``explain=True``.
 
     Raises:
       UserError: An unknown kernel or method, a kernel that the method cannot compute, a missing or ill-fitting or
         (concrete) negative preconditioner, a mask that does not fit, a block size below 1, non-finite parameters or
-        gradients (the leaves are named), outputs of another shape.
+        gradients (the leaves are named), outputs of another shape, ``ghost`` for a kernel that needs formed gradients.
 
     Example:
       >>> f = lambda w, x: x @ w
@@ -144,88 +183,30 @@ def empirical_ntk(
       Malladi et al. 2023, arXiv 2210.05643, section 3 (SGD and sign kernels); Jacot et al. 2018, arXiv 1806.07572;
       Novak et al. 2022, arXiv 2206.08720 (contraction and NTK-vector products).
     """
-    where = "empirical_ntk"
-    names = (kernel,) if isinstance(kernel, str) else tuple(kernel)
-    for name in names:
-        require(name in KERNELS, where, "unknown kernel", repr(name), nearest(str(name), KERNELS))
-    require(bool(names), where, "needs a kernel", "none", nearest("", KERNELS))
-    require(method in METHODS, where, "unknown method", repr(method), nearest(str(method), METHODS))
-    beyond = [name for name in names if not METHODS[method].supports(KERNELS[name])]
-    rule = f"kernel must be one that {method} can compute"
-    require(not beyond, where, rule, ", ".join(beyond), 'Use method="contraction"')
-    shape_x = output_shape(where, f, params, x)
-    shape_y = shape_x if y is None else output_shape(where, f, params, y)
-    same = shape_x[1:] == shape_y[1:]
-    require(same, where, "rows and columns must have the same outputs", (shape_x, shape_y), "Use one f for both")
-    require_finite(where, params, "params")
-    trained, frozen = split_params(where, params, param_mask)
-    preconditioner = trained_preconditioner(where, names, params, trained, preconditioner, param_mask)
-    outputs = jax.eval_shape(f, params, x).dtype
-    accumulate = jnp.dtype(accum_dtype or (outputs if jnp.finfo(outputs).bits >= 32 else jnp.float32))
-    if block_size is None:
-        each = math.prod(shape_x[1:]) * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
-        block_size = fitting_blocks(shape_x[0], None if y is None else shape_y[0], each)
-    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
-    require(min(rows, columns) >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
-    settings = Settings(f, names, method, rows, columns, accumulate, precision)
-    flat = (
-        blocked_kernels(settings, trained, frozen, x, y, preconditioner)
-        if mesh is None
-        else sharded_kernels(mesh, settings, trained, frozen, x, x if y is None else y, preconditioner)
+    call = prepare(
+        "empirical_ntk",
+        f,
+        params,
+        x,
+        y,
+        kernel=kernel,
+        preconditioner=preconditioner,
+        param_mask=param_mask,
+        method=method,
+        block_size=block_size,
+        tile=tile,
+        memory_bytes=memory_bytes,
+        accum_dtype=accum_dtype,
+        factor_dtype=factor_dtype,
+        precision=precision,
     )
-    if len(shape_x) == 2:
-        n, c = shape_x
-        flat = [k.reshape(n, c, -1, c) for k in flat]
-    _require_finite_kernels(where, flat, f, params, (x, x if y is None else y), param_mask)
-    return flat[0] if isinstance(kernel, str) else dict(zip(names, flat, strict=True))
-
-
-def trained_preconditioner(
-    where: str,
-    kernels: tuple[str, ...],
-    params: Params,
-    trained: Params,
-    preconditioner: PyTree | None,
-    param_mask: PyTree | None,
-) -> PyTree | None:
-    """The preconditioner of the trained leaves, from one like ``params`` or like ``trained``.
-
-    Raises:
-      UserError: It comes without the preconditioned kernel or not with it, has other leaves, or (concrete) entries that
-        are negative or not finite.
-    """
-    given = preconditioner is not None
-    rule = 'preconditioner goes with kernel="preconditioned", and only with it'
-    advice = "Pass 1 / (sqrt(second moment) + eps), or choose another kernel"
-    require(given == ("preconditioned" in kernels), where, rule, f"{', '.join(kernels)}, given={given}", advice)
-    if not given:
-        return None
-    whole = jax.tree.structure(preconditioner) == jax.tree.structure(params)
-    if whole and param_mask is not None:
-        preconditioner = tree_partition(preconditioner, param_mask)[0]
-    shapes = [
-        {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (trained, preconditioner)
-    ]
-    other = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
-    rule = "preconditioner must have the tree and shapes of params"
-    require(not other, where, rule, f"others in {', '.join(other[:5])}", "Map it over params")
-    if is_concrete(preconditioner):
-        bad = failing_leaves(lambda leaf: ((leaf >= 0) & jnp.isfinite(leaf)).all(), preconditioner)
-        advice = "Use its magnitude, and an eps above 0 where a second moment is 0"
-        shown = f"others in {', '.join(bad[:5])}"
-        require(not bad, where, "preconditioner must be finite and non-negative", shown, advice)
-    return preconditioner
-
-
-def _require_finite_kernels(where, kernels: list[Array], f, params: Params, sides, param_mask) -> None:
-    """Raises if a concrete kernel is not finite; its gradients are made again to name their leaves."""
-    if not is_concrete(kernels) or not nonfinite_leaves(kernels):
-        return
-    for side in sides:
-        for i in range(jax.tree.leaves(side)[0].shape[0]):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], side)
-            bad = nonfinite_leaves(output_jacobian(f, params, one, param_mask=param_mask))
-            shown = f"NaN or infinity in {', '.join(bad[:5])} at example {i}"
-            require(not bad, where, "gradients must be finite", shown, "Look at f and its inputs there")
-    raise UserError(message(where, "kernel must be finite", "an overflow of finite gradients", "Scale f down"))
+    if explain:
+        return call.settings.plan
+    flat = (
+        blocked_kernels(call.settings, call.point, x, y)
+        if mesh is None
+        else sharded_kernels(mesh, call.settings, call.point, x, y)
+    )
+    flat = [call.shaped(k) for k in flat]
+    require_finite_kernels("empirical_ntk", flat, f, params, (x, x if y is None else y), param_mask)
+    return flat[0] if isinstance(kernel, str) else dict(zip(call.settings.plan.kernels, flat, strict=True))

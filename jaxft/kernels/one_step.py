@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxft.core.checks import nearest, require, require_finite
 from jaxft.core.trees import tree_add, tree_combine, tree_scale
 from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.calls import trained_preconditioner
 from jaxft.kernels.dynamics import LossFn
 from jaxft.kernels.jacobian import output_shape
 from jaxft.kernels.masks import split_params
-from jaxft.kernels.ntk import trained_preconditioner
+from jaxft.kernels.preconditioners import dense_diagonal
 
 RuleName = Literal["sgd", "signgd", "preconditioned"]
 
@@ -98,6 +99,7 @@ def one_step_prediction(
     require_finite(where, params, "params")
     trained, frozen = split_params(where, params, param_mask)
     diagonal = trained_preconditioner(where, (rule,), params, trained, preconditioner, param_mask)
+    diagonal = dense_diagonal(diagonal, trained)
 
     def outputs(p: Params, inputs: Inputs) -> Array:
         return f(tree_combine(p, frozen), inputs)

@@ -7,9 +7,10 @@ from jaxtyping import Array, Float, PyTree
 from jaxft.core.checks import require
 from jaxft.core.trees import tree_add, tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.calls import trained_preconditioner
 from jaxft.kernels.jacobian import output_shape
 from jaxft.kernels.masks import split_params
-from jaxft.kernels.ntk import trained_preconditioner
+from jaxft.kernels.preconditioners import dense_diagonal
 
 
 def ntk_vector_product(
@@ -64,6 +65,7 @@ def ntk_vector_product(
     trained, frozen = split_params(where, params, param_mask)
     names = ("sgd",) if preconditioner is None else ("preconditioned",)
     diagonal = trained_preconditioner(where, names, params, trained, preconditioner, param_mask)
+    diagonal = dense_diagonal(diagonal, trained)
 
     def outputs(p: Params, block: Inputs) -> Array:
         return f(tree_combine(p, frozen), block)

@@ -10,21 +10,26 @@ import optax
 import pytest
 
 from jaxft.kernels import empirical_ntk, output_jacobian, parameter_mask
-from jaxft.kernels.blocks import fitting_blocks
+from jaxft.kernels.calls import KernelName, MethodName
 from jaxft.kernels.methods import KERNELS, METHODS
-from jaxft.kernels.ntk import KernelName, MethodName
+from jaxft.kernels.plan import fitting_blocks
 from jaxft.train import adam_preconditioner, second_moment
 
 DENSE: dict[KernelName, Callable] = {
     "sgd": lambda j, p: (j, j),
     "signgd": lambda j, p: (np.sign(j), np.sign(j)),
     "asymmetric_signgd": lambda j, p: (j, np.sign(j)),
+    "asymmetric_signgd_transposed": lambda j, p: (np.sign(j), j),
     "preconditioned": lambda j, p: (j * p, j),
 }
 """Kernel -> maps of its rows and its columns, of a dense Jacobian (..., p) and a flat preconditioner (p,)."""
 
-SYMMETRIC = tuple(name for name in DENSE if name != "asymmetric_signgd")
-CASES = [(name, method) for name in DENSE for method in METHODS if (name, method) != ("signgd", "ntvp")]
+SYMMETRIC = tuple(name for name in DENSE if not name.startswith("asymmetric_signgd"))
+SIGNS_OF_ROWS = ("signgd", "asymmetric_signgd_transposed")
+PLAIN = ("contraction", "ntvp")
+"""Methods for functions without taps, which ``auto``, ``tiled`` and ``ghost`` take as ``contraction`` does."""
+
+CASES = [(name, method) for name in DENSE for method in PLAIN if name not in SIGNS_OF_ROWS or method != "ntvp"]
 
 
 def test_every_kernel_is_in_the_battery():
@@ -71,6 +76,13 @@ def test_jacobian_equals_finite_differences(problem, dense):
     np.testing.assert_allclose(ours, dense(problem.f, problem.params, problem.x), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(PLAIN)))
+def test_without_taps_every_other_method_is_contraction(problem, method):
+    plan = empirical_ntk(*problem, method=method, explain=True)
+    assert {leaf.route for leaf in plan.leaves} == {"whole"}
+    np.testing.assert_array_equal(empirical_ntk(*problem, method=method), empirical_ntk(*problem))
+
+
 def test_kernel_equals_dense_jacobian_gram(problem, options, expected):
     ours = empirical_ntk(*problem, **options)
     assert ours.shape == (7, 3, 5, 3)
@@ -90,7 +102,7 @@ def test_train_kernel_equals_rows_against_rows(problem, options, block_size):
     np.testing.assert_allclose(ours, empirical_ntk(f, params, x, x, **options), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.parametrize("subset", [{"only": ["b$"]}, {"without": ["^in/w"]}, {"only": ["^out$"]}])
 @pytest.mark.parametrize("name", ["preconditioned", "asymmetric_signgd"])
 def test_masked_kernel_equals_the_dense_kernel_of_the_masked_parameters(
@@ -234,6 +246,6 @@ def test_moment_of_a_masked_optimiser_fits_the_mask():
 
 def test_default_blocks_hold_a_gibibyte_and_waste_no_row():
     assert fitting_blocks(32, 64, 2**10) == (32, 64)
-    assert fitting_blocks(32, 64, 2**25) == (16, 8)
+    assert fitting_blocks(32, 64, 2**25) == (16, 16)
     assert fitting_blocks(30, 64, 2**29) == (1, 1)
     assert fitting_blocks(100, None, 2**26) == (8, 8)
