@@ -17,7 +17,7 @@ from jaxft.core.checks import path_name
 from jaxft.core.trees import tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.contraction import Arithmetic, KernelMaps, Route, contract, mapped, scale_map, share_of, sign_map
-from jaxft.kernels.features import Features, block_features, named_leaves
+from jaxft.kernels.features import Features, block_features, named_leaves, taps_of
 from jaxft.kernels.jacobian import output_jacobian
 from jaxft.kernels.plan import Plan
 from jaxft.kernels.preconditioners import RankOne, is_rank_one
@@ -69,7 +69,10 @@ def features_of(settings: Settings, point: Point, x: Inputs) -> Features | Input
     """
     if settings.plan.method == "ntvp":
         return x
-    taps = {name: tap for leaf in settings.plan.leaves for name, tap in leaf.taps}
+    names = {name for leaf in settings.plan.leaves for name, _ in leaf.taps}
+    # Asked for again: columns may have another number of tokens than the rows of the plan.
+    known = taps_of(settings.f, point.trained, point.frozen, x)[0] if names else {}
+    taps = {name: tap for name, tap in known.items() if name in names}
     axis, share = settings.arithmetic.axis, share_of(settings.arithmetic)
     n = jax.tree.leaves(x)[0].shape[0]
     if axis is not None:

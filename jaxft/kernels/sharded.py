@@ -32,7 +32,7 @@ ROWS, TILES = "rows", "tiles"
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def sharded_kernels(mesh: Mesh, settings: Settings, point: Point, x: Inputs, y: Inputs | None = None) -> list[Array]:
-    """The kernels with (example, output) flattened on both sides, whole on every device, so that every process can read.
+    """The kernels with (example, output) flattened on both sides, whole on every device: every process can read them.
 
     Memory of a device: the kernels, and what ``empirical_ntk`` holds for its share of the rows and columns. An axis
     ``tiles`` makes none of that smaller: a device holds the features of all examples of two blocks.

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxft.core.checks import is_concrete, require
+from jaxft.kernels import RankOne
 
 
 def second_moment(opt_state: PyTree, *, b2: float) -> PyTree:
@@ -56,7 +57,7 @@ def adam_preconditioner(second_moment: PyTree, *, eps: float | Array, eps_root: 
     return jax.tree.map(lambda v: 1 / (jnp.sqrt(v + eps_root) + eps), second_moment)
 
 
-def adafactor_preconditioner(opt_state: PyTree, params: PyTree) -> PyTree:
+def adafactor_preconditioner(opt_state: PyTree, params: PyTree, *, factored: bool = False) -> PyTree:
     r"""Diagonal of Adafactor's preconditioner, $1 / \sqrt{r c^\top / \operatorname{mean}(r)}$, of its two moments.
 
     The moments of rows and columns r and c are of the two longest axes of a leaf; leaves too small to be factored have
@@ -66,6 +67,8 @@ def adafactor_preconditioner(opt_state: PyTree, params: PyTree) -> PyTree:
     Args:
       opt_state: State of any optimiser that contains ``optax.scale_by_factored_rms``, as ``optax.adafactor`` does.
       params: Parameters of the run; only their shapes are used.
+      factored: Whether a leaf of matrices, whose last two axes are the longest, comes as ``jaxft.kernels.RankOne``,
+        with which kernels need not form the gradient.
 
     Returns:
       A pytree like ``params``.
@@ -90,7 +93,7 @@ def adafactor_preconditioner(opt_state: PyTree, params: PyTree) -> PyTree:
     advice = "Pass the parameters of the same run"
     require(trees[0] == trees[1], where, "opt_state must belong to params", "another tree", advice)
 
-    def of_leaf(param: Array, rows: Array, columns: Array, whole: Array) -> Array:
+    def of_leaf(param: Array, rows: Array, columns: Array, whole: Array) -> Array | RankOne:
         if whole.shape == param.shape:
             return jax.lax.rsqrt(whole)
         # Adafactor factors the two longest axes and takes row moments by a mean over the longest.
@@ -101,7 +104,12 @@ def adafactor_preconditioner(opt_state: PyTree, params: PyTree) -> PyTree:
         require(fits, where, "moments must fit the parameters", (rows.shape, columns.shape, param.shape), advice)
         r, c = jnp.expand_dims(rows, column_axis), jnp.expand_dims(columns, row_axis)
         # As two factors: the product of the moments of an unused row and of a column underflows.
-        return jax.lax.rsqrt(r / r.mean(axis=row_axis, keepdims=True)) * jax.lax.rsqrt(c)
+        by_row, by_column = jax.lax.rsqrt(r / r.mean(axis=row_axis, keepdims=True)), jax.lax.rsqrt(c)
+        last = param.ndim - 1
+        if not factored or {row_axis, column_axis} != {last - 1, last}:
+            return by_row * by_column
+        down, across = (by_row, by_column) if row_axis == last - 1 else (by_column, by_row)
+        return RankOne(down[..., 0], across[..., 0, :])
 
     return jax.tree.map(of_leaf, params, state.v_row, state.v_col, state.v)
 

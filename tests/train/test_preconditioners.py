@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxft.kernels import RankOne
 from jaxft.train import adafactor_preconditioner, adam_preconditioner, second_moment
 
 SHAPES = {"square": (4, 4), "wide": (3, 7), "tall": (7, 3), "stacked": (2, 5, 4), "vector": (6,), "small": (1, 5)}
@@ -63,3 +64,15 @@ def test_adafactor_preconditioner_of_an_embedding_with_unused_rows_is_finite():
     p = adafactor_preconditioner(state, params)
     assert bool(jnp.isfinite(p).all())
     np.testing.assert_allclose(update, p * grads, rtol=1e-5)
+
+
+def test_factored_preconditioner_stands_for_the_same_diagonal(trees):
+    params, grads, _ = trees
+    tx = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+    _, state = tx.update(grads, tx.init(params), params)
+    dense, factored = (adafactor_preconditioner(state, params, factored=flag) for flag in (False, True))
+    by_name = {name: p for name, p in factored.items() if isinstance(p, RankOne)}
+    assert by_name
+    for name, p in factored.items():
+        whole = p.dense() if isinstance(p, RankOne) else p
+        np.testing.assert_allclose(whole, dense[name], rtol=1e-6, err_msg=name)
