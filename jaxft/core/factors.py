@@ -1,9 +1,9 @@
 r"""How a function hands over the factors of its gradients: the protocol between models and kernels.
 
 The gradient of one example's output in a weight matrix is a product of two small arrays. Where the network computes
-$y_t = x_t W$ at the tokens t, it is $\sum_t x_t \otimes \partial f / \partial y_t$. A *tap* is an array of zeros that is added to
-such a $y$: differentiated in its taps a network gives every $\partial f / \partial y$ in one backward pass, and no
-gradient is as large as W. Three kinds of use of a leaf are told apart:
+$y_t = x_t W$ at the tokens t, it is $\sum_t x_t \otimes \partial f / \partial y_t$. A *tap* is an array of zeros
+that is added to such a $y$: differentiated in its taps a network gives every $\partial f / \partial y$ in one backward
+pass, and nothing is as large as W. Three kinds of use of a leaf are told apart:
 
 ===============  ==========================  =====================================================================
 ``dense``        $y_t = x_t W$               the record is x, ``[*l, ..., d_in]``; the leaf is ``[*l, d_in, d_out]``
@@ -42,11 +42,11 @@ class Tap(NamedTuple):
 class FactoredFn(Protocol):
     """An output function ``f(params, x)`` that also knows its taps.
 
-    A leaf without a tap is no fault: its gradients are then taken whole. A leaf with a tap must have one for each of its
-    uses, since the gradient of a use without one is lost.
+    A leaf without a tap is no fault: its gradients are then taken whole. A leaf with a tap must have one for each of
+    its uses, since the gradient of a use without one is lost (``jaxft.kernels.factor_check`` looks for that).
     """
 
-    def __call__(self, params: Params, x: Inputs) -> Array:
+    def __call__(self, params: Params, x: Inputs, **options: Any) -> Array:
         """Outputs ``[n]`` or ``[n, c]``, each row of its example alone."""
         ...
 
@@ -69,9 +69,9 @@ class MappedOutputs:
     f: FactoredFn
     g: Callable[[Array], Array]
 
-    def __call__(self, params: Params, x: Inputs) -> Array:
-        """The mapped outputs."""
-        return self.g(self.f(params, x))
+    def __call__(self, params: Params, x: Inputs, **options: Any) -> Array:
+        """The mapped outputs; options, such as the key of dropout, go to ``f``."""
+        return self.g(self.f(params, x, **options))
 
     def taps(self, params: Params, x: Inputs) -> dict[str, Tap]:
         """Those of ``f``."""
@@ -98,4 +98,4 @@ def map_outputs(f: OutputFn, g: Callable[[Array], Array]) -> OutputFn:
       >>> map_outputs(lambda w, x: x @ w, lambda out: -out)(jnp.ones(2), jnp.array([[1.0, 2.0]])).tolist()
       [-3.0]
     """
-    return MappedOutputs(f, g) if isinstance(f, FactoredFn) else lambda params, x: g(f(params, x))
+    return MappedOutputs(f, g) if isinstance(f, FactoredFn) else lambda params, x, **options: g(f(params, x, **options))

@@ -264,7 +264,8 @@ def _formed(uses: Uses, c: int, corner, shape: tuple[int, int], precision: Any) 
     def cut(a: Array, start, size: int) -> Array:
         """``[n * c, r, size]`` of one layer."""
         n, d, r = a.shape[0], a.shape[1], a.shape[3]
-        part = jax.lax.dynamic_slice(a, (0, 0, layer, 0, start), (n, d, 1, r, size))
+        first = [jnp.asarray(i, jnp.int32) for i in (0, 0, layer, 0, start)]
+        part = jax.lax.dynamic_slice(a, first, (n, d, 1, r, size))
         return jnp.broadcast_to(part.reshape(n, d, r, size), (n, c, r, size)).reshape(n * c, r, size)
 
     def left(use: Use) -> Array:

@@ -17,9 +17,9 @@ from jaxft.kernels.masks import split_params
 def check_factors(f: OutputFn, params: Params, x: Inputs, *, key: Array) -> dict[str, Float[Array, ""]]:
     r"""Compares each gradient formed from factors with the gradient itself, for random weights of the outputs.
 
-    $\lVert \sum_r L_r \otimes R_r - \nabla_W \sum_c z_c f_c \rVert / \lVert \nabla_W \sum_c z_c f_c \rVert$ at the first
-    example, for z normal. A use of W that has no tap shows as an error of the size of what it lacks. It is a test of
-    the function at one point: a use that contributes nothing there is not seen. Memory: two gradients.
+    $\lVert \sum_r L_r \otimes R_r - \nabla_W \sum_c z_c f_c \rVert / \lVert \nabla_W \sum_c z_c f_c \rVert$ at the
+    first example, for z normal. A use of W that has no tap shows as an error of the size of what it lacks. It is a test
+    of the function at one point: a use that contributes nothing there is not seen. Memory: two gradients.
 
     Args:
       f: A function with taps.

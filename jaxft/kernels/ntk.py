@@ -4,15 +4,20 @@ The kernels are the entries of ``methods.KERNELS``, the loop over blocks is in `
 kernels that outgrow memory.
 """
 
+import functools
 from typing import Literal, overload
 
+import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from jaxft.core.trees import tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.batch_dependence import Changes, output_changes, require_small
 from jaxft.kernels.blocks import blocked_kernels
 from jaxft.kernels.calls import KernelName, MethodName, prepare, require_finite_kernels
+from jaxft.kernels.methods import Point, Settings
 from jaxft.kernels.plan import Plan
 from jaxft.kernels.sharded import sharded_kernels
 
@@ -159,7 +164,9 @@ def empirical_ntk(
       factor_dtype: Type in which factors are held; ``None`` means that of the network. With bfloat16 sums are still
         taken in float32; the error is about 1e-3 relative.
       precision: Precision of the matrix products.
-      mesh: Devices to spread the columns over, along all its axes; ``None`` means no placement.
+      mesh: Devices to spread the work over, by the names of its axes: ``rows`` spreads x; ``tiles`` the work on every
+        block, for few examples of a large network; all others y (see ``jaxft.kernels.sharded``). The kernel comes whole
+        on every device. ``None`` means no placement.
       explain: Whether to return the plan instead of the kernel.
 
     Returns:
@@ -169,7 +176,8 @@ def empirical_ntk(
     Raises:
       UserError: An unknown kernel or method, a kernel that the method cannot compute, a missing or ill-fitting or
         (concrete) negative preconditioner, a mask that does not fit, a block size below 1, non-finite parameters or
-        gradients (the leaves are named), outputs of another shape, ``ghost`` for a kernel that needs formed gradients.
+        gradients (the leaves are named), outputs of another shape or (concrete) that change with the other examples of
+        the batch, ``ghost`` for a kernel that needs formed gradients.
 
     Example:
       >>> f = lambda w, x: x @ w
@@ -202,11 +210,21 @@ def empirical_ntk(
     )
     if explain:
         return call.settings.plan
-    flat = (
-        blocked_kernels(call.settings, call.point, x, y)
-        if mesh is None
-        else sharded_kernels(mesh, call.settings, call.point, x, y)
-    )
+    flat, changes = _kernels_and_changes(mesh, call.settings, call.point, x, y)
+    require_small("empirical_ntk", changes)
     flat = [call.shaped(k) for k in flat]
     require_finite_kernels("empirical_ntk", flat, f, params, (x, x if y is None else y), param_mask)
     return flat[0] if isinstance(kernel, str) else dict(zip(call.settings.plan.kernels, flat, strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _kernels_and_changes(
+    mesh: Mesh | None, settings: Settings, point: Point, x: Inputs, y: Inputs | None
+) -> tuple[list[Array], Changes]:
+    """One program for both: the changes cost a few evaluations of f, and nothing where nobody looks at them."""
+    several = y is None or jax.tree.leaves(x)[0].shape[0] > 1
+    changes = output_changes(settings.f, tree_combine(point.trained, point.frozen), x if several else y)
+    if mesh is None:
+        return blocked_kernels(settings, point, x, y), changes
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return sharded_kernels(mesh, settings, point, x, y), jax.lax.with_sharding_constraint(changes, everywhere)

@@ -3,6 +3,7 @@
 from jaxft.nn.capture import LayerOutputs, make_layer_outputs
 from jaxft.nn.conv import VGG16_WIDTHS, ConvConfig, ConvNet, make_convnet
 from jaxft.nn.convolution import same_convolution
+from jaxft.nn.factored import Factored, factored, linen_outputs
 from jaxft.nn.lora import init_lora, make_lora_outputs, merge_lora
 from jaxft.nn.mlp import MLP, make_mlp, make_mlp_units
 from jaxft.nn.outputs import (
@@ -21,17 +22,21 @@ from jaxft.nn.relu_attention import (
     ReluAttentionStates,
     make_relu_attention,
 )
+from jaxft.nn.tape import TAP_AXES, Tape, tape_of
+from jaxft.nn.token_outputs import make_token_log_probs
 from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead, init_classifier, init_encoder
 from jaxft.nn.unit_specs import conv_spec, encoder_spec, mlp_spec
 
 __all__ = [
     "MLP",
+    "TAP_AXES",
     "VGG16_WIDTHS",
     "AttentionStage",
     "ConvConfig",
     "ConvNet",
     "Encoder",
     "EncoderConfig",
+    "Factored",
     "FeedForward",
     "LayerOutputs",
     "MLMHead",
@@ -39,11 +44,14 @@ __all__ = [
     "ReluAttention",
     "ReluAttentionConfig",
     "ReluAttentionStates",
+    "Tape",
     "conv_spec",
     "encoder_spec",
+    "factored",
     "init_classifier",
     "init_encoder",
     "init_lora",
+    "linen_outputs",
     "load_encoder",
     "make_class_logits",
     "make_convnet",
@@ -56,8 +64,10 @@ __all__ = [
     "make_prompt_logits",
     "make_relu_attention",
     "make_tied_logits",
+    "make_token_log_probs",
     "merge_lora",
     "mlp_spec",
     "same_convolution",
     "save_encoder",
+    "tape_of",
 ]

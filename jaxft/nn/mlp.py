@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from jaxft.core.checks import nearest, require
 from jaxft.core.types import KeyedOutputFn, Params
 from jaxft.nn.dropout import drop_fractions, dropout
+from jaxft.nn.factored import factored
+from jaxft.nn.tape import Tape
 
 Activation = Literal["relu", "tanh", "gelu", "erf"]
 
@@ -82,10 +84,12 @@ def make_mlp(
     def init(key: Array, input_width: int) -> Params:
         return module.init(key, jnp.zeros((1, input_width), jnp.float32))["params"]
 
-    def f(params: Params, x: Float[Array | np.ndarray, "*n d"], *, key: Array | None = None) -> Float[Array, "*n c"]:
-        return cast(Array, module.apply({"params": params}, x, key))
+    def f(
+        params: Params, x: Float[Array | np.ndarray, "*n d"], tape: Tape, *, key: Array | None = None
+    ) -> Float[Array, "*n c"]:
+        return tape.apply(module, params, x, key, at="mlp")
 
-    return init, f
+    return init, factored(f)
 
 
 def make_mlp_units(

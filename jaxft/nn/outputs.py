@@ -1,11 +1,11 @@
 """Output functions ``f(params, batch)`` of an encoder: logits of words, prompts and classes, and features.
 
-Each builder returns a pure closure, each row of whose output depends on its example alone. Dropout is off unless the
-closure is given ``dropout_key``.
+Each builder returns a pure function, each row of whose output depends on its example alone, and which hands over the
+factors of its gradients (``jaxft.core.factors``). Dropout is off unless the function is given ``dropout_key``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxft.core.checks import UserError, is_concrete, message, require
 from jaxft.core.types import Params, TokenBatch
+from jaxft.nn.factored import factored
+from jaxft.nn.tape import Tape
 from jaxft.nn.transformer import Encoder, EncoderConfig, MLMHead
 
 Pooling = Literal["first", "mean"]
@@ -43,11 +45,11 @@ def make_mlm_logits(config: EncoderConfig) -> BatchFn:
     """
     where = "make_mlm_logits"
 
-    def f(params: Params, batch: TokenBatch, *, dropout_key: Array | None = None) -> Float[Array, "b t v"]:
-        hidden = _hidden(where, config, params, batch, dropout_key, head="mlm")
-        return _word_logits(config, params, hidden)
+    def f(params: Params, batch: TokenBatch, tape: Tape, *, dropout_key: Array | None = None) -> Float[Array, "b t v"]:
+        hidden = _hidden(where, config, params, batch, tape, dropout_key, head="mlm")
+        return _word_logits(config, params, hidden, tape)
 
-    return f
+    return factored(f)
 
 
 def make_prompt_logits(config: EncoderConfig, label_ids: Sequence[int]) -> BatchFn:
@@ -72,11 +74,11 @@ def make_prompt_logits(config: EncoderConfig, label_ids: Sequence[int]) -> Batch
     where = "make_prompt_logits"
     labels = _labels(where, config, label_ids)
 
-    def f(params: Params, batch: TokenBatch, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
-        hidden = _at_mask(_hidden(where, config, params, batch, dropout_key, head="mlm"), batch)
-        return _word_logits(config, params, hidden, jnp.asarray(labels))
+    def f(params: Params, batch: TokenBatch, tape: Tape, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
+        hidden = _at_mask(_hidden(where, config, params, batch, tape, dropout_key, head="mlm"), batch)
+        return _word_logits(config, params, hidden, tape, jnp.asarray(labels))
 
-    return f
+    return factored(f)
 
 
 def make_tied_logits(config: EncoderConfig, label_ids: Sequence[int]) -> BatchFn:
@@ -97,11 +99,11 @@ def make_tied_logits(config: EncoderConfig, label_ids: Sequence[int]) -> BatchFn
     where = "make_tied_logits"
     labels = _labels(where, config, label_ids)
 
-    def f(params: Params, batch: TokenBatch, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
-        hidden = _at_mask(_hidden(where, config, params, batch, dropout_key), batch)
-        return hidden @ params["encoder"]["embeddings"]["token"][labels].T
+    def f(params: Params, batch: TokenBatch, tape: Tape, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
+        hidden = _at_mask(_hidden(where, config, params, batch, tape, dropout_key), batch)
+        return hidden @ tape.rows(params["encoder"]["embeddings"]["token"], labels).T
 
-    return f
+    return factored(f)
 
 
 def make_features(config: EncoderConfig, *, pooling: Pooling = "first") -> BatchFn:
@@ -120,10 +122,10 @@ def make_features(config: EncoderConfig, *, pooling: Pooling = "first") -> Batch
     where = "make_features"
     _check_pooling(where, pooling)
 
-    def f(params: Params, batch: TokenBatch, *, dropout_key: Array | None = None) -> Float[Array, "b d"]:
-        return _pool(_hidden(where, config, params, batch, dropout_key), batch, pooling)
+    def f(params: Params, batch: TokenBatch, tape: Tape, *, dropout_key: Array | None = None) -> Float[Array, "b d"]:
+        return _pool(_hidden(where, config, params, batch, tape, dropout_key), batch, pooling)
 
-    return f
+    return factored(f)
 
 
 def make_class_logits(config: EncoderConfig, *, pooling: Pooling = "first") -> BatchFn:
@@ -142,12 +144,12 @@ def make_class_logits(config: EncoderConfig, *, pooling: Pooling = "first") -> B
     where = "make_class_logits"
     _check_pooling(where, pooling)
 
-    def f(params: Params, batch: TokenBatch, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
-        hidden = _hidden(where, config, params, batch, dropout_key, head="classifier")
+    def f(params: Params, batch: TokenBatch, tape: Tape, *, dropout_key: Array | None = None) -> Float[Array, "b c"]:
+        hidden = _hidden(where, config, params, batch, tape, dropout_key, head="classifier")
         head = params["classifier"]
-        return _pool(hidden, batch, pooling) @ head["kernel"] + head["bias"][None]
+        return tape.dense(_pool(hidden, batch, pooling), head["kernel"]) + head["bias"][None]
 
-    return f
+    return factored(f)
 
 
 HEAD_SOURCES = {
@@ -157,19 +159,26 @@ HEAD_SOURCES = {
 
 
 def _hidden(
-    where: str, config: EncoderConfig, params: Params, batch: TokenBatch, dropout_key: Array | None, head: str = ""
+    where: str,
+    config: EncoderConfig,
+    params: Params,
+    batch: TokenBatch,
+    tape: Tape,
+    dropout_key: Array | None,
+    head: str = "",
 ) -> Float[Array, "b t d"]:
     if head:
         require(head in params, where, f"params must hold '{head}'", f"only {sorted(params)}", HEAD_SOURCES[head])
     _check_batch(where, config, batch)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    variables, off = {"params": params["encoder"]}, dropout_key is None
-    return cast(Array, Encoder(config).apply(variables, batch, deterministic=off, rngs=rngs))
+    rngs, off = None if dropout_key is None else {"dropout": dropout_key}, dropout_key is None
+    return tape.apply(Encoder(config), params["encoder"], batch, at="encoder", deterministic=off, rngs=rngs)
 
 
-def _word_logits(config: EncoderConfig, params: Params, hidden: Array, label_ids: Array | None = None) -> Array:
+def _word_logits(
+    config: EncoderConfig, params: Params, hidden: Array, tape: Tape, label_ids: Array | None = None
+) -> Array:
     table = params["encoder"]["embeddings"]["token"]
-    return cast(Array, MLMHead(config).apply({"params": params["mlm"]}, hidden, table, label_ids=label_ids))
+    return tape.apply(MLMHead(config), params["mlm"], hidden, table, at="mlm", label_ids=label_ids)
 
 
 def _pool(hidden: Float[Array, "b t d"], batch: TokenBatch, pooling: Pooling) -> Float[Array, "b d"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxft.core.checks import UserError, message
 from jaxft.core.types import Params, TokenBatch
+from jaxft.nn.tape import TAP_AXES, tape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
         config = self.config
         stack = nn.scan(
             _Layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, **TAP_AXES},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (flax types it as an integer alone)
             length=config.layers,
@@ -116,8 +117,11 @@ class MLMHead(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
         hidden = nn.gelu(_dense(self.config, self.config.width, "dense")(hidden), approximate=False)
         hidden = _norm(self.config, "norm")(hidden)
-        rows, bias = (token_table, bias) if label_ids is None else (token_table[label_ids], bias[label_ids])
-        return hidden @ rows.T + bias.reshape((1,) * (hidden.ndim - 1) + (-1,))
+        if label_ids is None:
+            logits = tape_of(self).transposed(hidden, token_table)
+        else:
+            logits, bias = hidden @ tape_of(self).rows(token_table, label_ids).T, bias[label_ids]
+        return logits + bias.reshape((1,) * (hidden.ndim - 1) + (-1,))
 
 
 class _Embeddings(nn.Module):
@@ -136,9 +140,9 @@ class _Embeddings(nn.Module):
             positions = jnp.cumsum(mask, axis=-1) * mask + config.pad_id
         else:
             positions = jnp.broadcast_to(jnp.arange(batch.input_ids.shape[-1])[None], batch.input_ids.shape)
-        # jnp.take gives NaN for an id outside the table, where plain indexing would give a wrong row.
-        hidden = jnp.take(token, batch.input_ids, axis=0) + jnp.take(token_type, batch.token_type_ids, axis=0)
-        hidden = _norm(config, "norm")(hidden + jnp.take(position, positions, axis=0))
+        rows = tape_of(self).rows
+        hidden = rows(token, batch.input_ids) + rows(token_type, batch.token_type_ids)
+        hidden = _norm(config, "norm")(hidden + rows(position, positions))
         return nn.Dropout(config.dropout_frac, deterministic=self.deterministic)(hidden)
 
 
