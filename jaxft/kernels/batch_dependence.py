@@ -34,7 +34,7 @@ def output_changes(f: OutputFn, params: Params, x: Inputs) -> Changes:
     """
     last = jax.tree.leaves(x)[0].shape[0] - 1
     if last == 0:
-        return Changes(*jnp.zeros(3))
+        return Changes(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
     def first(rows: Array) -> Array:
         return f(params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], x))[0]
@@ -43,8 +43,8 @@ def output_changes(f: OutputFn, params: Params, x: Inputs) -> Changes:
     alone = first(jnp.array([0]))
     largest = jnp.abs(jnp.stack([beside_itself, beside_last, alone])).max()
     largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    changes = [jnp.abs(a - b).max() / largest for a, b in ((beside_last, beside_itself), (beside_itself, alone))]
-    return Changes(*changes, jnp.sqrt(jnp.asarray(jnp.finfo(alone.dtype).eps, alone.dtype)))
+    company, size = (jnp.abs(beside_itself - other).max() / largest for other in (beside_last, alone))
+    return Changes(company, size, jnp.sqrt(jnp.asarray(jnp.finfo(alone.dtype).eps, alone.dtype)))
 
 
 def require_independent_outputs(where: str, f: OutputFn, params: Params, x: Inputs) -> None:

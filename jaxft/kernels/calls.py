@@ -1,7 +1,6 @@
 """What a call for kernels must satisfy, and what it comes down to: settings, a point, and a plan."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from jaxft.core.checks import (
     message,
     nearest,
     nonfinite_leaves,
+    path_name,
     require,
     require_finite,
 )
@@ -66,12 +66,14 @@ def prepare(
     accum_dtype: Any,
     factor_dtype: Any,
     precision: str,
+    explain: bool = False,
 ) -> Call:
     """Checks the arguments of ``empirical_ntk`` and makes the plan."""
+    given = isinstance(kernel, str) or (isinstance(kernel, tuple | list) and bool(kernel))
+    require(given, where, "needs a kernel, or a tuple of them", repr(kernel), nearest("", KERNELS))
     names = (kernel,) if isinstance(kernel, str) else tuple(kernel)
     for name in names:
         require(name in KERNELS, where, "unknown kernel", repr(name), nearest(str(name), KERNELS))
-    require(bool(names), where, "needs a kernel", "none", nearest("", KERNELS))
     require(method in METHODS, where, "unknown method", repr(method), nearest(str(method), METHODS))
     beyond = [name for name in names if not METHODS[method](KERNELS[name])]
     rule = f"kernel must be one that {method} can compute"
@@ -81,8 +83,13 @@ def prepare(
     same = shape_x[1:] == shape_y[1:]
     require(same, where, "rows and columns must have the same outputs", (shape_x, shape_y), "Use one f for both")
     _require_sizes(where, block_size, tile, memory_bytes)
+    _require_types(where, jax.eval_shape(f, params, x).dtype, accum_dtype, factor_dtype, precision)
     require_finite(where, params, "params")
     trained, frozen = split_params(where, params, param_mask)
+    leaves = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    require(bool(leaves), where, "params must have a leaf", "none", "Pass the parameters of f")
+    twice = sorted({name for name in leaves if leaves.count(name) > 1})
+    require(not twice, where, "leaves of params must differ in their paths", twice, "Rename one of them")
     counted = any(KERNELS[name].integer for name in names)
     rule = f"kernels of signs on both sides are counted in int32, for fewer than {MOST_SIGNS} parameters"
     fits = not counted or tree_size(trained) < MOST_SIGNS
@@ -96,18 +103,18 @@ def prepare(
         f,
         trained,
         frozen,
-        x,
+        (x,) if y is None else (x, y),
         kernels={name: KERNELS[name] for name in names},
         method=method,
         sizes=(shape_x[0], shape_y[0], shape_x[1] if len(shape_x) == 2 else 1),
-        square=y is None,
         symmetric=y is None and all(KERNELS[name].symmetric for name in names),
-        rank_one=frozenset(name for name, p in scales.items() if is_rank_one(p)),
+        rank_one={name: p for name, p in scales.items() if is_rank_one(p)},
         block_size=block_size,
         tile=tile,
         memory_bytes=memory_bytes,
         accumulate=accumulate,
         factor_dtype=factor_dtype,
+        explain=explain,
     )
     arithmetic = Arithmetic(accumulate, precision, plan.tile, jax.default_backend() != "cpu")
     settings = Settings(f, plan, arithmetic, None if factor_dtype is None else jnp.dtype(factor_dtype))
@@ -121,12 +128,31 @@ MOST_TILE = 2**24
 MOST_SIGNS = 2**31
 
 
+def _require_types(where: str, outputs: Any, accumulate: Any, factors: Any, precision: Any) -> None:
+    """Outputs and sums must be floats that this process has, factors floats, the precision one of JAX's."""
+    isfloat = jnp.issubdtype(outputs, jnp.floating)
+    require(isfloat, where, "f must return floats", outputs, "Cast its outputs")
+    for name, dtype in (("accum_dtype", accumulate), ("factor_dtype", factors)):
+        known = dtype is None or (
+            jnp.issubdtype(dtype, jnp.floating) and jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype)
+        )
+        advice = "Use jnp.float32, or jax.enable_x64 for jnp.float64"
+        require(known, where, f"{name} must be a float type that is switched on", dtype, advice)
+    known = precision is None or isinstance(precision, jax.lax.Precision) or precision in PRECISIONS
+    require(known, where, "unknown precision", repr(precision), nearest(str(precision), PRECISIONS))
+
+
+PRECISIONS = ("default", "high", "highest", "fastest", "bfloat16", "bfloat16_3x", "tensorfloat32", "float32")
+
+
 def _require_sizes(where: str, block_size: int | tuple[int, int] | None, tile: int | None, memory: int | None) -> None:
-    sides = block_size if isinstance(block_size, tuple) else (block_size,)
+    sides = tuple(block_size) if isinstance(block_size, tuple | list) else (block_size,)
+    pair = len(sides) in (1, 2) and all(side is None or isinstance(side, int | np.integer) for side in sides)
+    require(pair, where, "block_size must be a number, or one of rows and one of columns", block_size, "Use (32, 32)")
     smallest = min(1 if side is None else side for side in sides)
     require(smallest >= 1, where, "block_size must be at least 1", block_size, "Use 8, or what memory allows")
     fits = tile is None or 1 <= tile <= MOST_TILE
-    require(fits, where, f"tile must lie in [1, {MOST_TILE}]", tile, "Leave it out, or use 32768")
+    require(fits, where, f"tile must lie in [1, {MOST_TILE}]", tile, "Leave it out, or use 131072")
     require(memory is None or memory >= 1, where, "memory_bytes must be at least 1", memory, "Use 2**30, say")
 
 
@@ -173,11 +199,10 @@ def trained_preconditioner(
 
 
 def _diagonal_shape(p: Any, leaf: Any) -> tuple[int, ...]:
-    """Shape of the diagonal; that of an outer product is its leaf's if their sizes agree."""
+    """Shape of the diagonal; that of an outer product is its leaf's if they fit."""
     if not is_rank_one(p):
         return jnp.shape(p)
-    layers = math.prod(p.rows.shape[:-1])
-    return leaf.shape if leaf is not None and p.rows.size * p.columns.size == layers * leaf.size else (-1,)
+    return leaf.shape if leaf is not None and p.fits(leaf.shape) else (-1,)
 
 
 def require_finite_kernels(where, kernels: Sequence[Array | np.ndarray], f, params: Params, sides, param_mask) -> None:
@@ -188,6 +213,6 @@ def require_finite_kernels(where, kernels: Sequence[Array | np.ndarray], f, para
         for i in range(jax.tree.leaves(side)[0].shape[0]):
             one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], side)
             bad = nonfinite_leaves(output_jacobian(f, params, one, param_mask=param_mask))
-            shown = f"NaN or infinity in {', '.join(bad[:5])} at example {i}"
+            shown = f"NaN or infinity in {', '.join(name or 'params' for name in bad[:5])} at example {i}"
             require(not bad, where, "gradients must be finite", shown, "Look at f and its inputs there")
     raise UserError(message(where, "kernel must be finite", "an overflow of finite gradients", "Scale f down"))

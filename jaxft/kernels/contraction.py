@@ -53,14 +53,20 @@ class KernelMaps(NamedTuple):
         return self.rows is sign_map and self.columns is sign_map
 
 
+def wide(dtype: Any) -> Any:
+    """The type in which products of factors are summed: float32 at least."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def sign_map(gradient: Array, _: Any) -> Array:
     """The sign, entry by entry."""
     return jnp.sign(gradient)
 
 
 def scale_map(gradient: Array, p: Any) -> Array:
-    """The product with the diagonal of the preconditioner."""
-    return gradient * p.astype(gradient.dtype)
+    """The product with the diagonal of the preconditioner, in float32 at least: scales of half precision overflow."""
+    kind = wide(gradient.dtype)
+    return gradient.astype(kind) * p.astype(kind)
 
 
 class Arithmetic(NamedTuple):
@@ -102,7 +108,31 @@ def contract(
     sums = [functools.reduce(jnp.add, of_kernel) for of_kernel in zip(*by_leaf, strict=True)]
     if arithmetic.axis is not None:  # before signs become floats: their sums stay exact
         sums = jax.lax.psum(sums, arithmetic.axis)
-    return jnp.stack([total.astype(arithmetic.accumulate) for total in sums])
+    sums = [total.astype(arithmetic.accumulate) for total in sums]
+    if any(maps.integer for maps in kernels):  # integers have no NaN
+        bad = _not_finite(rows)[:, None] | _not_finite(columns)[None]
+        sums = [
+            jnp.where(bad, jnp.nan, total) if maps.integer else total for maps, total in zip(kernels, sums, strict=True)
+        ]
+    return jnp.stack(sums)
+
+
+def _not_finite(features: Features) -> Array:
+    """Which (example, output) have a gradient that is not finite."""
+
+    def of_part(part: Array) -> Array:
+        if jnp.issubdtype(part.dtype, jnp.integer):
+            return jnp.zeros(part.shape[:2], bool)
+        return ~jnp.isfinite(part).all(axis=tuple(range(2, part.ndim)))
+
+    found = [
+        functools.reduce(jnp.logical_or, [of_part(part) for use in leaf for part in use])
+        if isinstance(leaf, tuple)
+        else jnp.concatenate([of_part(part) for part in leaf], axis=1)
+        for leaf in features.values()
+    ]
+    c = max(flags.shape[1] for flags in found)
+    return functools.reduce(jnp.logical_or, [jnp.broadcast_to(flags, (len(flags), c)) for flags in found]).reshape(-1)
 
 
 class Share(NamedTuple):
@@ -135,7 +165,19 @@ def _contract_leaf(
         return _whole(kernels, *_own_parameters(rows, columns, p, share), arithmetic)
     if route in ("tiled", "rows"):
         return (_tiled if route == "tiled" else _rows)(kernels, rows, columns, matrix, p, arithmetic, share)
-    return [_ghost(*_mapped_factors(maps, rows, columns, matrix, p), arithmetic, share) for maps in kernels]
+    return [
+        _ghost(
+            *_mapped_factors(maps, rows, columns, matrix, p),
+            _counting(arithmetic) if maps.integer else arithmetic,
+            share,
+        )
+        for maps in kernels
+    ]
+
+
+def _counting(arithmetic: Arithmetic) -> Arithmetic:
+    """Inner products of signs: exact in float32, and summed as integers."""
+    return arithmetic._replace(accumulate=jnp.int32)
 
 
 def mapped(feature: Map | None, gradient: Array, p: Any) -> Array:
@@ -148,17 +190,14 @@ def _gram(maps: KernelMaps, rows: Array, columns: Array, p: Any, arithmetic: Ari
     left, right = mapped(maps.rows, rows, p), mapped(maps.columns, columns, p)
     if not maps.integer:
         kind = arithmetic.accumulate
+        if left.dtype != right.dtype:  # one side was scaled
+            left, right = left.astype(wide(left.dtype)), right.astype(wide(right.dtype))
         return jnp.matmul(left, right.T, precision=arithmetic.precision, preferred_element_type=kind)
     if arithmetic.integers:
         return jnp.matmul(left.astype(jnp.int8), right.astype(jnp.int8).T, preferred_element_type=jnp.int32)
     # Sums of less than 2**24 signs are exact in float32.
     exact = jnp.matmul(left.astype(jnp.float32), right.astype(jnp.float32).T, precision="highest")
     return exact.astype(jnp.int32)
-
-
-def _wide(dtype: Any) -> Any:
-    """The type in which products of factors are summed: float32 at least."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def _zeros(kernels: Sequence[KernelMaps], n: int, m: int, arithmetic: Arithmetic) -> list[Array]:
@@ -170,33 +209,31 @@ def _own_parameters(rows: Whole, columns: Whole, p: Any, share: Share) -> tuple[
     p = None if p is None else p.reshape(1, -1)
     if share.devices == 1:
         return rows, columns, p
-    start, own, size = share.cut(rows[0].shape[1])
-    part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-    rows, columns = ([part(g) * own[None].astype(g.dtype) for g in side] for side in (rows, columns))
+    start, own, size = share.cut(rows[0].shape[-1])
+    part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=-1)
+    rows, columns = ([part(g) * own[None, None].astype(g.dtype) for g in side] for side in (rows, columns))
     return rows, columns, None if p is None else part(p)
 
 
 def _whole(kernels, rows: Whole, columns: Whole, p: Any, arithmetic: Arithmetic) -> list[Array]:
-    c, width = len(rows), rows[0].shape[1]
-    n, m = rows[0].shape[0], columns[0].shape[0]
+    parts, (n, q, width), m = len(rows), rows[0].shape, len(columns[0])
     tile = min(arithmetic.tile, width)
 
     def cut(start, size):
-        part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=1)
-        a, b = (jnp.concatenate([part(g) for g in side]) for side in (rows, columns))
+        part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size, axis=-1)
+        a, b = (jnp.concatenate([part(g).reshape(-1, size) for g in side]) for side in (rows, columns))
         return [_gram(maps, a, b, None if p is None else part(p), arithmetic) for maps in kernels]
 
     if width == tile:
         total = cut(0, width)
     else:
-        tiles = width // tile
+        tiles, zeros = width // tile, _zeros(kernels, parts * n * q, parts * m * q, arithmetic)
         add = functools.partial(jax.tree.map, jnp.add)
-        total = jax.lax.fori_loop(
-            0, tiles, lambda k, sums: add(sums, cut(k * tile, tile)), _zeros(kernels, c * n, c * m, arithmetic)
-        )
+        total = jax.lax.fori_loop(0, tiles, lambda k, sums: add(sums, cut(k * tile, tile)), zeros)
         total = add(total, cut(tiles * tile, width - tiles * tile)) if width % tile else total
-    # From (output, example) to (example, output).
-    return [jnp.transpose(k.reshape(c, n, c, m), (1, 0, 3, 2)).reshape(n * c, m * c) for k in total]
+    # From (part, example, output) to (example, part, output).
+    split, order = (parts, n, q, parts, m, q), (1, 0, 2, 4, 3, 5)
+    return [jnp.transpose(k.reshape(split), order).reshape(n * parts * q, m * parts * q) for k in total]
 
 
 def _tiled(
@@ -210,7 +247,11 @@ def _tiled(
     *,
     occupied: Array | None = None,
 ) -> list[Array]:
-    """Tile by tile; of one layer only the first ``occupied`` rows where that is given."""
+    """Tile by tile; of one layer only the first ``occupied`` rows where that is given.
+
+    Of a block of examples against itself every tile is formed once.
+    """
+    same = rows is columns
     c = max(part.shape[1] for use in rows for part in use)
     n, m = rows[0].right.shape[0], columns[0].right.shape[0]
     across, down = tile_sides(matrix, min(arithmetic.tile, -(-math.prod(matrix) // share.devices)))
@@ -223,7 +264,8 @@ def _tiled(
     def step(index, sums):
         layer, rest = index // (steps[1] * steps[2]), index % (steps[1] * steps[2])
         corner = layer, rest // steps[2] * down, rest % steps[2] * across
-        a, b = (_formed(side, c, corner, (down, across), arithmetic.precision) for side in (rows, columns))
+        a = _formed(rows, c, corner, (down, across), arithmetic.precision)
+        b = a if same else _formed(columns, c, corner, (down, across), arithmetic.precision)
         piece = None if p is None else jax.lax.dynamic_slice(p, corner, (1, down, across)).reshape(1, -1)
         return [total + _gram(maps, a, b, piece, arithmetic) for maps, total in zip(kernels, sums, strict=True)]
 
@@ -282,7 +324,7 @@ def _formed(uses: Uses, c: int, corner, shape: tuple[int, int], precision: Any) 
         jnp.concatenate(lefts, axis=1) if len(uses) > 1 else lefts[0],
         jnp.concatenate(rights, axis=1) if len(uses) > 1 else rights[0],
         precision=precision,
-        preferred_element_type=_wide(rights[0].dtype),
+        preferred_element_type=wide(rights[0].dtype),
     )
     return formed.reshape(len(formed), -1)
 
@@ -302,8 +344,9 @@ def _rows(
 
     p = None if p is None else p.reshape(-1, matrix.o).at[read].get(mode="clip")
     count = (read < matrix.l * matrix.k).sum(dtype=jnp.int32)
-    compacted = Matrix(1, a.size, matrix.o)
-    return _tiled(kernels, compact(a, rows), compact(b, columns), compacted, p, arithmetic, share, occupied=count)
+    left = compact(a, rows)
+    right = left if rows is columns else compact(b, columns)
+    return _tiled(kernels, left, right, Matrix(1, a.size, matrix.o), p, arithmetic, share, occupied=count)
 
 
 def _row_numbers(use: Use, matrix: Matrix) -> Array:
@@ -316,6 +359,8 @@ def _mapped_factors(maps: KernelMaps, rows: Uses, columns: Uses, matrix: Matrix,
     """Maps that factors bear: signs of gradients of rank one, scales of rank one."""
     if maps.columns is scale_map:
         return rows, tuple(_scaled(use, matrix, p) for use in columns)
+    ranks = [sum(use.right.shape[3] for use in uses) for uses in (rows, columns)]
+    assert maps.linear or ranks == [1, 1], ranks  # the plan saw to it
 
     def of(side: Map | None, uses: Uses) -> Uses:
         return uses if side is None else tuple(Use(jnp.sign(use.left), jnp.sign(use.right)) for use in uses)
@@ -327,10 +372,12 @@ def _scaled(use: Use, matrix: Matrix, p: RankOne) -> Use:
     """``left`` times the scales of rows, ``right`` times those of columns."""
     k, o = p.rows.reshape(1, 1, matrix.l, 1, -1), p.columns.reshape(1, 1, matrix.l, 1, -1)
     if not _numbers(use):
-        return Use(use.left * k.astype(use.left.dtype), use.right * o.astype(use.right.dtype))
+        kind = wide(use.left.dtype)
+        return Use(use.left.astype(kind) * k.astype(kind), use.right.astype(kind) * o.astype(kind))
     layer = jnp.arange(matrix.l)[None, None, :, None]
     picked = p.rows.reshape(matrix.l, -1)[layer, use.left]
-    return Use(use.left, use.right * (picked[..., None] * o).astype(use.right.dtype))
+    kind = wide(use.right.dtype)
+    return Use(use.left, use.right.astype(kind) * (picked[..., None] * o).astype(kind))
 
 
 MOST_PRODUCTS = 2**21
@@ -359,19 +406,23 @@ def _ghost(rows: Uses, columns: Uses, arithmetic: Arithmetic, share: Share) -> A
 
             def of_row(one: Use) -> Array:
                 product = _left_products(one, v, arithmetic) * _right_products(one.right, v.right, arithmetic)
-                return jnp.broadcast_to(product.sum(axis=(1, 4)), (c, m, c))
+                return jnp.broadcast_to(product.sum(axis=(1, 4), dtype=product.dtype), (c, m, c))
 
             return jax.lax.map(of_row, u, batch_size=at_once)
 
         layers = [Use(*[jnp.moveaxis(part, 2, 0) for part in use]) for use in (a, b)]
-        total = total + jax.lax.map(of_layer, tuple(layers)).sum(axis=0)
+        total = total + jax.lax.map(of_layer, tuple(layers)).sum(axis=0, dtype=total.dtype)
     return total.reshape(n * c, m * c)
 
 
 def _right_products(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
     """``[c, r, o]`` and ``[m, c, s, o]`` to ``[c, r, m, c, s]``."""
-    dot = functools.partial(jnp.einsum, precision=arithmetic.precision, preferred_element_type=arithmetic.accumulate)
-    return dot("cro,mdso->crmds", a, b)
+    counting = arithmetic.accumulate == jnp.int32
+    kind = jnp.float32 if counting else arithmetic.accumulate
+    if counting or a.dtype != b.dtype:  # one side was scaled
+        a, b = (side.astype(jnp.float32 if counting else wide(side.dtype)) for side in (a, b))
+    product = jnp.einsum("cro,mdso->crmds", a, b, precision=arithmetic.precision, preferred_element_type=kind)
+    return product.astype(arithmetic.accumulate)
 
 
 def _left_products(a: Use, b: Use, arithmetic: Arithmetic) -> Array:

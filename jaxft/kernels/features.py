@@ -5,6 +5,7 @@ gradient kept as $G = \sum_r L_r \otimes R_r$, with r over tokens and uses; its 
 taps, or one whose gradient is smaller than its factors, has it kept whole.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -19,9 +20,9 @@ from jaxft.core.trees import tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
 
 UNROLLED = 8
-"""Up to so many outputs are pulled back one by one: each gradient is then written once, where it is contracted."""
+"""Up to so many outputs are pulled back one by one."""
 
-EXAMPLES_AT_ONCE = 8
+EXAMPLES_AT_ONCE = 4
 """Examples whose activations are held at once on CPU, where larger batches are no faster."""
 
 
@@ -39,7 +40,7 @@ class Use(NamedTuple):
 
 Uses = tuple[Use, ...]
 Whole = list[Array]
-"""A gradient for each output: matrices (example, parameter)."""
+"""Gradients ``[n, c, p]``, apart for each output where they are few: each is then written once, where it is used."""
 Features = dict[str, Uses | Whole]
 """By path of the leaf."""
 
@@ -76,6 +77,19 @@ def taps_of(f: OutputFn, trained: Params, frozen: Params, x: Inputs) -> tuple[di
     """Taps of the trained leaves for one example, and the shapes of their records."""
     if not isinstance(f, FactoredFn):
         return {}, {}
+    leaves, tree = jax.tree.flatten((trained, frozen, x))
+    return _taps_of(
+        f,
+        jax.dtypes.canonicalize_dtype(float),
+        tree,
+        tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _taps_of(f: FactoredFn, widest: Any, tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]):
+    # Kept, since to find the taps of a model takes longer than the kernel of a small one.
+    trained, frozen, x = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     one, params = jax.eval_shape(first_example, x), tree_combine(trained, frozen)
     known = named_leaves(trained)
     taps = {name: tap for name, tap in f.taps(params, one).items() if tap.leaf in known}
@@ -105,7 +119,7 @@ def block_features(
     leaves = named_leaves(trained)
     factored = {tap.leaf for tap in taps.values()}
 
-    def of_one(example: Inputs) -> tuple[list[dict[str, Array]], dict[str, Array], list[dict[str, Array]]]:
+    def of_one(example: Inputs) -> tuple[dict[str, Array], dict[str, Array], list[dict[str, Array]]]:
         one = jax.tree.map(lambda leaf: leaf[None], example)
         whole = {name: leaf for name, leaf in leaves.items() if name not in factored}
 
@@ -119,18 +133,20 @@ def block_features(
         zeros = {name: jnp.zeros(tap.shape, tap.dtype) for name, tap in taps.items()}
         out, pull, records = jax.vjp(outputs, zeros, whole, has_aux=True)
         basis = jnp.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
-        if out.size <= UNROLLED:
-            pulled = [pull(direction) for direction in basis]
-        else:
-            every = jax.vmap(pull)(basis)
-            pulled = [jax.tree.map(lambda leaf, c=c: leaf[c], every) for c in range(out.size)]
-        return [grads for grads, _ in pulled], records, [grads for _, grads in pulled]
+        if out.size > UNROLLED:
+            right, every = jax.vmap(pull)(basis)
+            return right, records, [every]
+        pulled = [pull(direction) for direction in basis]
+        right = {name: jnp.stack([grads[name] for grads, _ in pulled]) for name in zeros}
+        return right, records, [jax.tree.map(lambda leaf: leaf[None], grads) for _, grads in pulled]
 
     right, records, whole = _over_examples(of_one, x, one_by_one=bool(taps))
-    features: Features = {name: [grads[name].reshape(len(grads[name]), -1) for grads in whole] for name in whole[0]}
+    features: Features = {
+        name: [grads[name].reshape(*grads[name].shape[:2], -1) for grads in whole] for name in whole[0]
+    }
     for leaf in sorted(factored):
         features[leaf] = tuple(
-            _use(leaves[leaf], tap, records[name], jnp.stack([grads[name] for grads in right], axis=1), factor_dtype)
+            _use(leaves[leaf], tap, records[name], right[name], factor_dtype)
             for name, tap in taps.items()
             if tap.leaf == leaf
         )
@@ -159,7 +175,7 @@ def _use(leaf: Array, tap: Tap, record: Array, grads: Array, dtype: Any) -> Use:
     grads = grads.reshape(n, c, matrix.l, -1, tap.shape[-1]).astype(dtype or grads.dtype)
     if tap.kind == "rows":
         # As jnp.take and indexing do: negative numbers count from the end.
-        rows = record.reshape(n, 1, matrix.l, -1)
+        rows = record.astype(jnp.int32).reshape(n, 1, matrix.l, -1)  # numbers of bytes count no further than 255
         return Use(jnp.where(rows < 0, rows + matrix.k, rows), grads)
     record = record.reshape(n, 1, matrix.l, -1, record.shape[-1]).astype(dtype or record.dtype)
     return Use(record, grads) if tap.kind == "dense" else Use(grads, record)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from jaxft.core.types import Inputs, OutputFn, Params
+from jaxft.kernels.batch_dependence import require_independent_outputs
 from jaxft.kernels.block_layout import Layout
 from jaxft.kernels.block_loop import KernelBlock, run_blocks
 from jaxft.kernels.calls import KernelName, MethodName, prepare, require_finite_kernels
@@ -19,6 +20,10 @@ from jaxft.kernels.sharded import sharded_kernels
 from jaxft.kernels.shared_store import open_store
 
 __all__ = ["KernelBlock", "kernel_blocks"]
+
+
+ENGINE = 1
+"""Version of the arithmetic, in the manifest of a store: to be raised with a change of what blocks contain."""
 
 
 def kernel_blocks(
@@ -109,11 +114,19 @@ def kernel_blocks(
         y is None and all(KERNELS[name].symmetric for name in plan.kernels),
         jnp.dtype(settings.arithmetic.accumulate),
     )
+    require_independent_outputs("kernel_blocks", f, params, x)
     kept = None
     if store is not None:
         identity = problem_digests(f, params, x, y, preconditioner=preconditioner, param_mask=param_mask)
         factors = None if settings.factor_dtype is None else settings.factor_dtype.name
-        identity |= {"method": method, "tile": plan.tile, "precision": precision, "factor_dtype": factors}
+        identity |= {
+            "engine": ENGINE,
+            "backend": jax.default_backend(),
+            "method": method,
+            "tile": plan.tile,
+            "precision": precision,
+            "factor_dtype": factors,
+        }
         kept = open_store(store, layout, identity, resume=resume)
 
     def check(block: KernelBlock) -> None:

@@ -122,7 +122,7 @@ def _ntvp(settings: Settings, point: Point, x: Inputs) -> Callable[[Inputs], Arr
                 p = scales.get(path_name(path))
                 p = p.dense() if isinstance(p, RankOne) else p
                 flat = mapped(maps.columns, gradient.reshape(-1, leaf.size), None if p is None else p.reshape(1, -1))
-                return flat.reshape(-1, *leaf.shape)
+                return flat.astype(leaf.dtype).reshape(-1, *leaf.shape)
 
             tangents = jax.tree_util.tree_map_with_path(tangent, jacobian, point.trained)
             return jax.vmap(push)(tangents).T

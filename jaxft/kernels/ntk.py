@@ -157,12 +157,12 @@ def empirical_ntk(
       method: How; see the table.
       block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None``
         means as many as ``memory_bytes`` hold.
-      tile: Parameters of a tile; ``None`` means 32768 on CPU, where both sides then stay in the cache.
+      tile: Parameters of a tile; ``None`` means 131072 on CPU.
       memory_bytes: Of the features of two blocks, where no block size is given; ``None`` means a GiB.
       accum_dtype: Type of the result and of the sums over parameters; ``None`` means that of the outputs, float32 at
         least. Signs are counted in integers, whatever it is.
       factor_dtype: Type in which factors are held; ``None`` means that of the network. With bfloat16 sums are still
-        taken in float32; the error is about 1e-3 relative.
+        taken in float32.
       precision: Precision of the matrix products.
       mesh: Devices to spread the work over, by the names of its axes: ``rows`` spreads x; ``tiles`` the work on every
         block, for few examples of a large network; all others y (see ``jaxft.kernels.sharded``). The kernel comes whole
@@ -207,6 +207,7 @@ def empirical_ntk(
         accum_dtype=accum_dtype,
         factor_dtype=factor_dtype,
         precision=precision,
+        explain=explain,
     )
     if explain:
         return call.settings.plan

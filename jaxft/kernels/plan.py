@@ -29,13 +29,22 @@ from jaxft.core.factors import Tap
 from jaxft.core.trees import tree_combine
 from jaxft.core.types import Inputs, OutputFn, Params
 from jaxft.kernels.contraction import KernelMaps, Route, scale_map
-from jaxft.kernels.features import Matrix, first_example, leaf_matrix, named_leaves, taps_of
+from jaxft.kernels.features import (
+    EXAMPLES_AT_ONCE,
+    UNROLLED,
+    Matrix,
+    first_example,
+    leaf_matrix,
+    named_leaves,
+    taps_of,
+)
+from jaxft.kernels.preconditioners import RankOne
 
 HELD_BYTES = 2**30
 """Of gradients and factors held at once, where nothing else is asked for."""
 
-CPU_TILE = 2**15
-"""Parameters of a tile on CPU: both sides stay in the cache instead of being written to memory."""
+CPU_TILE = 2**17
+"""Parameters of a tile on CPU: long enough for fast products, short enough that tiles are small beside features."""
 
 ACCELERATOR_TILE = 2**18
 
@@ -77,18 +86,25 @@ class Plan:
     """Examples of a block of rows."""
     columns: int
     tile: int
+    square: bool
+    """Whether the columns are the rows."""
     symmetric: bool
     """Whether only blocks on and above the diagonal are computed."""
     forward_flops: float
-    """Of one example, as XLA counts them."""
+    """Of one example, as XLA counts them (a loop once); 0 where the plan is not to be read."""
     accumulate_bytes: int
 
     @functools.cached_property
     def passes(self) -> tuple[float, float]:
         """How many examples' features are made: as rows, as columns."""
-        blocks = -(-self.n // self.rows)
-        share = (blocks + 1) / (2 * blocks) if self.symmetric else 1.0
-        return float(self.n), self.m * blocks * share
+        if self.method == "ntvp":
+            return 0.0, self.pairs / self.rows
+        return float(self.n), 0.0 if self._once else self.pairs / self.rows
+
+    @property
+    def _once(self) -> bool:
+        """Whether one block is contracted with itself."""
+        return self.square and self.rows == self.n
 
     @property
     def pairs(self) -> float:
@@ -107,11 +123,13 @@ class Plan:
     def forming_flops(self) -> float:
         """Making tiles of gradients from factors."""
         each = sum(leaf.forming_flops for leaf in self.leaves)
-        return each * self.pairs * (1 / self.rows + 1 / self.columns)
+        return each * self.pairs * (1 / self.rows + (0 if self._once else 1 / self.columns))
 
     @property
     def contraction_flops(self) -> float:
-        """Products of gradients or of their factors."""
+        """Products of gradients or of their factors; for ``ntvp`` the derivatives of the rows along the columns'."""
+        if self.method == "ntvp":
+            return self.pairs * 2 * self.c * self.forward_flops
         return self.pairs * sum(leaf.contraction_flops for leaf in self.leaves)
 
     @property
@@ -128,6 +146,25 @@ class Plan:
     def tile_bytes(self) -> int:
         """Tiles of both blocks."""
         return (self.rows + self.columns) * self.c * self.tile * self.accumulate_bytes
+
+    def peak_bytes(self, activations: int) -> int:
+        """Bound on memory besides the arguments, for all routes but ``ghost``: n and m are in it by the kernels alone.
+
+        Features of two blocks, and of one once more while they are put together; the activations of the examples whose
+        gradients are taken at once, and their derivatives; tiles, and the factors that they are made of; the kernels,
+        by blocks, by rows of blocks and whole. Factors of more tokens than a tile has rows or columns are not covered.
+
+        Args:
+          activations: Bytes that the backward pass of an example needs (``activation_bytes``).
+        """
+        block = max(self.rows, self.columns)
+        features = block * sum(leaf.held_bytes for leaf in self.leaves)
+        few = jax.default_backend() == "cpu" and any(leaf.taps for leaf in self.leaves)
+        at_once = min(EXAMPLES_AT_ONCE, block) if few else block
+        directions = self.c if self.c > UNROLLED else 1
+        kernels = len(self.kernels) * self.n * self.m * self.c**2 * self.accumulate_bytes
+        making = features + at_once * activations * (1 + directions)
+        return self.held_bytes + making + 2 * self.tile_bytes + 3 * kernels
 
     def __str__(self) -> str:
         """One line a leaf, and the sums."""
@@ -158,24 +195,48 @@ def _si(x: float) -> str:
     return f"{x:.3g} "
 
 
+def activation_bytes(f: OutputFn, params: Params, x: Inputs) -> int:
+    """Bytes that the backward pass of one example keeps of the forward pass, from shapes alone.
+
+    Args:
+      f: Outputs of a batch.
+      params: Its parameters, or their shapes.
+      x: A batch, or its shapes.
+
+    Returns:
+      Residuals of two examples less those of one: the parameters, kept once, cancel.
+
+    Example:
+      >>> activation_bytes(lambda w, x: x @ w, jnp.ones(3), jnp.ones((5, 3)))
+      12
+    """
+
+    def kept(n: int) -> int:
+        some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype), x)
+        pull = jax.eval_shape(lambda p, z: jax.vjp(lambda q: f(q, z), p)[1], params, some)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+
+    return kept(2) - kept(1)
+
+
 def make_plan(
     where: str,
     f: OutputFn,
     trained: Params,
     frozen: Params,
-    x: Inputs,
+    sides: Sequence[Inputs],
     *,
     kernels: Mapping[str, KernelMaps],
     method: str,
     sizes: tuple[int, int, int],
-    square: bool,
     symmetric: bool,
-    rank_one: frozenset[str],
+    rank_one: Mapping[str, RankOne],
     block_size: int | tuple[int, int] | None,
     tile: int | None,
     memory_bytes: int | None,
     accumulate: Any,
     factor_dtype: Any,
+    explain: bool,
 ) -> Plan:
     """The plan of a call.
 
@@ -184,36 +245,39 @@ def make_plan(
       f: Its function.
       trained: Its trained leaves.
       frozen: The others.
-      x: Its rows.
+      sides: Its rows, and its columns where they are others.
       kernels: Its kernels.
       method: Its method.
       sizes: Rows, columns, outputs.
-      square: Whether rows and columns are the same examples, and blocks therefore square.
       symmetric: Whether only half of the blocks are needed.
-      rank_one: Leaves whose preconditioner has rank one.
+      rank_one: Preconditioners of rank one, by leaf.
       block_size: As asked for.
       tile: As asked for.
       memory_bytes: As asked for.
       accumulate: Type of sums.
       factor_dtype: Type of factors.
+      explain: Whether the plan is to be read: the forward pass is then counted.
 
     Raises:
       UserError: ``ghost`` where a gradient of more than rank one meets a map.
     """
     n, m, c = sizes
     tile = tile or (CPU_TILE if jax.default_backend() == "cpu" else ACCELERATOR_TILE)
-    taps, records = ({}, {}) if method in ("contraction", "ntvp") else taps_of(f, trained, frozen, x)
-    maps = list(kernels.values())
+    plain = method in ("contraction", "ntvp")
+    known = [({}, {}) if plain else taps_of(f, trained, frozen, side) for side in sides]
+    maps, square = list(kernels.values()), len(sides) == 1
     leaves = []
     for name, leaf in named_leaves(trained).items():
-        own = tuple((tap_name, tap) for tap_name, tap in taps.items() if tap.leaf == name)
-        linear = [_without_maps(map_, name in rank_one) for map_ in maps]
-        leaves.append(_leaf_plan(where, name, leaf, own, records, maps, linear, method, c, (n, m), factor_dtype))
+        uses = [_leaf_uses(name, leaf, taps, records, c) for taps, records in known]
+        scales = rank_one.get(name)
+        leaves.append(_leaf_plan(where, name, leaf, uses, maps, scales, method, c, (n, m), factor_dtype))
+    params = tree_combine(trained, frozen)
     held = sum(leaf.held_bytes for leaf in leaves)
+    if block_size is None and not (any(leaf.taps for leaf in leaves) and jax.default_backend() == "cpu"):
+        held += activation_bytes(f, params, sides[0])  # of all examples of a block at once
     rows, columns = _blocks(n, None if square else m, held, block_size, memory_bytes or HELD_BYTES)
-    one = jax.eval_shape(first_example, x)
-    counted = jax.jit(f).lower(tree_combine(trained, frozen), one).cost_analysis()
-    forward = float(counted.get("flops", 0.0)) if isinstance(counted, dict) else 0.0
+    leaves = [_of_block(leaf, rows) for leaf in leaves]
+    forward = _forward_flops(f, params, jax.eval_shape(first_example, sides[0])) if explain else 0.0
     if method == "auto":
         method = " and ".join(sorted({leaf.route for leaf in leaves}))
     return Plan(
@@ -226,28 +290,71 @@ def make_plan(
         rows,
         columns,
         tile,
+        square,
         symmetric,
         forward,
         jnp.dtype(accumulate).itemsize,
     )
 
 
+def _forward_flops(f: OutputFn, params: Params, one: Inputs) -> float:
+    counted = jax.jit(f).lower(params, one).cost_analysis()
+    return float(counted.get("flops", 0.0)) if isinstance(counted, dict) else 0.0
+
+
+class _UseShape(NamedTuple):
+    """Of one use: tokens, outputs on which its sides depend, and whether the left one is of row numbers."""
+
+    r: int
+    cl: int
+    cr: int
+    numbers: bool
+
+
+class _LeafUses(NamedTuple):
+    """What one side's examples make of a leaf."""
+
+    taps: tuple[tuple[str, Tap], ...]
+    matrix: Matrix | None
+    shapes: tuple[_UseShape, ...]
+
+
+def _leaf_uses(name: str, leaf: Any, taps: Mapping[str, Tap], records: Mapping[str, Any], c: int) -> _LeafUses:
+    own = tuple((tap_name, tap) for tap_name, tap in taps.items() if tap.leaf == name)
+    if not own:
+        return _LeafUses((), None, ())
+    matrix = leaf_matrix(leaf, own[0][1], records[own[0][0]].shape)
+
+    def shape(tap: Tap) -> _UseShape:
+        turned = tap.kind == "transposed"
+        r = math.prod(tap.shape[:-1]) // matrix.l
+        return _UseShape(r, c if turned else 1, 1 if turned else c, tap.kind == "rows")
+
+    return _LeafUses(own, matrix, tuple(shape(tap) for _, tap in own))
+
+
 def _leaf_plan(
-    where, name, leaf, taps, records, maps: Sequence[KernelMaps], linear: list[bool], method, c, counts, factor_dtype
+    where: str,
+    name: str,
+    leaf: Any,
+    sides: Sequence[_LeafUses],
+    maps: Sequence[KernelMaps],
+    scales: RankOne | None,
+    method: str,
+    c: int,
+    counts: tuple[int, int],
+    factor_dtype: Any,
 ) -> LeafPlan:
     size, itemsize = leaf.size, leaf.dtype.itemsize
     whole = LeafPlan(name, leaf.shape, "whole", (), None, 0, 2.0 * len(maps) * c**2 * size, 0.0, c * size * itemsize)
-    if not taps:
+    # The side with more tokens counts; a leaf that one side uses otherwise is taken whole.
+    taps, matrix, uses = max(sides, key=lambda side: sum(use.r for use in side.shapes))
+    if matrix is None or len({tuple(tap_name for tap_name, _ in side.taps) for side in sides}) > 1:
         return whole
-    matrix = leaf_matrix(leaf, taps[0][1], records[taps[0][0]].shape)
-    uses = [_use_shape(tap, records[tap_name].shape, matrix, c) for tap_name, tap in taps]
     rank = sum(use.r for use in uses)
     width = jnp.dtype(factor_dtype or leaf.dtype).itemsize
-    held = (
-        matrix.l * width * sum(use.r * (use.cl * (1 if use.numbers else matrix.k) + use.cr * matrix.o) for use in uses)
-    )
+    a_use = [use.r * (use.cl * (1 if use.numbers else matrix.k) + use.cr * matrix.o) for use in uses]
     numbers = all(use.numbers for use in uses)
-    k = min(matrix.k, rank * counts[0]) if numbers else matrix.k
     formed = LeafPlan(
         name,
         leaf.shape,
@@ -255,48 +362,50 @@ def _leaf_plan(
         taps,
         matrix,
         rank,
-        2.0 * len(maps) * c**2 * matrix.l * k * matrix.o,
-        2.0 * rank * c * matrix.l * k * matrix.o,
-        held,
+        2.0 * len(maps) * c**2 * size,
+        2.0 * rank * c * size,
+        matrix.l * width * sum(a_use),
     )
+    if numbers:
+        small = matrix.k <= ROWS_HELD_WHOLE * rank
+        return whole if method == "auto" and small else formed
     products = sum(
         a.r * b.r * ((0 if a.numbers or b.numbers else a.cl * b.cl * matrix.k) + a.cr * b.cr * matrix.o + c**2)
         for a in uses
         for b in uses
     )
-    ghost = formed._replace(route="ghost", contraction_flops=2.0 * len(maps) * matrix.l * products, forming_flops=0.0)
-    unformed = all(plain or (map_.multiplicative and rank == 1) for plain, map_ in zip(linear, maps, strict=True))
-    if numbers:
-        small = matrix.k <= ROWS_HELD_WHOLE * rank
-        return whole if method == "auto" and small else formed
+    inner = 2.0 * len(maps) * matrix.l * products
+    ghost = formed._replace(route="ghost", contraction_flops=inner, forming_flops=0.0)
+    unformed = all(_without_forming(map_, rank, matrix, scales) for map_ in maps)
     if method == "ghost" and not unformed:
         rule = "ghost inner products need kernels without maps, or gradients of rank one"
         shown = f"{name}, whose gradients have rank {rank}"
         raise UserError(message(where, rule, shown, 'Use method="tiled" or "auto"'))
     if method != "auto":
         return ghost if method == "ghost" else formed
-    pairs, (n, m) = counts[0] * counts[1], counts
-    cost = formed.contraction_flops + formed.forming_flops * (n + m) / pairs
+    (n, m), held_whole = counts, whole.held_bytes <= formed.held_bytes
+    cost = formed.contraction_flops + formed.forming_flops * (1 / n + 1 / m)
     if unformed and ghost.contraction_flops < min(cost, whole.contraction_flops):
         return ghost
-    return whole if whole.held_bytes <= formed.held_bytes else formed
+    return whole if held_whole else formed
 
 
-def _without_maps(maps: KernelMaps, rank_one: bool) -> bool:
-    """Whether factors give the kernel as they are, or scaled."""
-    return maps.linear or (rank_one and maps.rows is None and maps.columns is scale_map)
+def _without_forming(maps: KernelMaps, rank: int, matrix: Matrix, scales: RankOne | None) -> bool:
+    """Whether factors give the kernel as they are, scaled, or by their signs."""
+    if maps.linear or (maps.multiplicative and rank == 1):
+        return True
+    fits = scales is not None and (scales.rows.shape[-1], scales.columns.shape[-1]) == (matrix.k, matrix.o)
+    return fits and maps.rows is None and maps.columns is scale_map
 
 
-class _UseShape(NamedTuple):
-    r: int
-    cl: int
-    cr: int
-    numbers: bool
-
-
-def _use_shape(tap: Tap, record: tuple[int, ...], matrix: Matrix, c: int) -> _UseShape:
-    r = math.prod(tap.shape[:-1]) // matrix.l
-    return _UseShape(r, c if tap.kind == "transposed" else 1, 1 if tap.kind == "transposed" else c, tap.kind == "rows")
+def _of_block(leaf: LeafPlan, rows: int) -> LeafPlan:
+    """A table costs what its rows do that a block reads."""
+    if leaf.route != "rows" or leaf.matrix is None:
+        return leaf
+    read = min(1.0, leaf.rank * rows / (leaf.matrix.l * leaf.matrix.k))
+    return leaf._replace(
+        contraction_flops=leaf.contraction_flops * read, forming_flops=leaf.forming_flops * read * leaf.matrix.l
+    )
 
 
 def _blocks(
@@ -304,7 +413,7 @@ def _blocks(
 ) -> tuple[int, int]:
     if block_size is None:
         return fitting_blocks(n, m, example_bytes, memory_bytes)
-    rows, columns = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    rows, columns = block_size if isinstance(block_size, tuple | list) else (block_size, block_size)
     rows = min(rows, n)
     return rows, rows if m is None else min(columns, m)
 

@@ -1,5 +1,7 @@
 """Preconditioners with structure: diagonals that are outer products, which factors of gradients bear as they are."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,14 @@ class RankOne(NamedTuple):
     """Of the input side; leading axes are those of a stack of matrices."""
     columns: Float[Array, "*l o"]
     """Of the output side."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether it is the diagonal of a leaf of this shape: the stack, then axes of the rows, then of the columns."""
+        stack = self.rows.shape[:-1]
+        rest = tuple(shape[len(stack) :])
+        splits = [(math.prod(rest[:i]), math.prod(rest[i:])) for i in range(1, len(rest))]
+        same = stack == self.columns.shape[:-1] == tuple(shape[: len(stack)])
+        return same and (self.rows.shape[-1], self.columns.shape[-1]) in splits
 
     def dense(self) -> Float[Array, "*l k o"]:
         """The diagonal, entry by entry."""

@@ -123,7 +123,7 @@ MARK = "tap:"
 
 
 def _row_numbers(ids: Any, table: Array) -> Array:
-    ids = jnp.asarray(ids)
+    ids = jnp.asarray(ids).astype(jnp.int32)
     return jnp.where(ids < 0, ids + table.shape[-2], ids)
 
 
