@@ -114,7 +114,7 @@ def kernel_blocks(
         y is None and all(KERNELS[name].symmetric for name in plan.kernels),
         jnp.dtype(settings.arithmetic.accumulate),
     )
-    require_independent_outputs("kernel_blocks", f, params, x)
+    require_independent_outputs("kernel_blocks", f, params, x if y is None or plan.n > 1 else y)
     kept = None
     if store is not None:
         identity = problem_digests(f, params, x, y, preconditioner=preconditioner, param_mask=param_mask)

@@ -71,3 +71,10 @@ def test_a_store_of_another_call_is_refused_by_the_name_of_what_differs(problem3
     changed = {**arguments, **other.get(field, {})}
     with pytest.raises(UserError, match=rf"\b{field}\b"):
         kernel_blocks(*changed.values(), **{**options, **settings.get(field, {})}, store=tmp_path / "k")
+
+
+def test_outputs_that_depend_on_the_batch_are_refused_before_anything_is_stored(tmp_path):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    with pytest.raises(UserError, match="must not depend on the rest of its batch"):
+        kernel_blocks(lambda w, z: (z - z.mean(axis=0, keepdims=True)) @ w, jnp.ones(3), x, store=tmp_path / "k")
+    assert not (tmp_path / "k").exists()
