@@ -19,6 +19,7 @@ from jaxft.kernels import (
     output_jacobian,
     random_projection,
 )
+from jaxft.kernels.contraction import contract
 from jaxft.train import cross_entropy, make_optimizer
 from theory.claims import check_claim
 from theory.kernel_finetuning import (
@@ -26,6 +27,9 @@ from theory.kernel_finetuning import (
     THRESHOLDS,
     Diagnostics,
     chi_size,
+    gram,
+    gram_cases,
+    gram_costs,
     kernel_verdict,
     paper_verdict,
     projections,
@@ -43,7 +47,7 @@ TOY = [name for name in BY_NAME if name not in PROMPT]
 
 @pytest.fixture
 def claim_modules():
-    return (steps, trajectories, residuals, projections, widths)
+    return (steps, trajectories, residuals, projections, widths, gram, gram_cases, gram_costs)
 
 
 @pytest.mark.parametrize("name", TOY)
@@ -139,6 +143,10 @@ def _without_preconditioner(*args, kernel="sgd", preconditioner=None, **options)
     return empirical_ntk(*args, **options)
 
 
+def _one_sign_too_many(*args):
+    return contract(*args) + 1
+
+
 def _without_sqrt(moment, *, eps):
     return jax.tree.map(lambda v: 1 / (v + eps), moment)
 
@@ -174,7 +182,11 @@ def _sign_for_adam(name, learning_rate, **options):
 FAULTS = {
     "kernel of the wrong sign": ("empirical_ntk", _negated(empirical_ntk), ("sgd-step", "adam-ntk")),
     "kernel with its outputs transposed": ("empirical_ntk", _transposed_outputs, ("sgd-step", "adam-ntk")),
-    "kernel without a factor": ("empirical_ntk", _halved, ("sgd-step", "adam-ntk", "linearization-residual")),
+    "kernel without a factor": (
+        "empirical_ntk",
+        _halved,
+        ("sgd-step", "adam-ntk", "linearization-residual", "gram-float64", "gram-float32", "gram-padding"),
+    ),
     "kernel that does not couple outputs": (
         "empirical_ntk",
         _uncoupled_outputs,
@@ -206,6 +218,7 @@ FAULTS = {
         ("first-adam-step", "first-adam-step-sign", "constant-gradient"),
     ),
     "sign descent in place of adam": ("make_optimizer", _sign_for_adam, ("first-adam-step",)),
+    "sums of signs off by one": ("contract", _one_sign_too_many, ("gram-signs",)),
     "network in place of its tangent": ("linearize", lambda f, params: f, ("adam-ntk",)),
     "output derivative of the wrong sign": ("output_derivative", _negated(output_derivative), ("sgd-step",)),
 }
@@ -222,6 +235,23 @@ FAULTS = {
 def test_claim_is_violated_by_a_fault_of_the_code(patched, fault, name):
     patched(*FAULTS[fault][:2])
     assert check_claim(BY_NAME[name]).status == "violated"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 3])
+def test_kernels_of_all_parameters_equal_those_of_dense_gradients(x64, seed):
+    evidence = gram.factored_kernels(seed, cases=("label words",), only=(".",))
+    np.testing.assert_allclose(evidence.measured, evidence.predicted, rtol=0, atol=1e-12)
+    assert evidence.setting["compared"] == sum(map(len, gram_cases.COMPUTED.values())) - len(
+        gram_cases.COMPUTED["auto"]
+    )
+
+
+def test_memory_of_tiles_grows_by_the_columns_of_the_kernel_alone():
+    sizes = gram_costs.ALLOTTED[:2]
+    few, many = (gram_costs.memory(size, "tiled")[0] for size in sizes)
+    columns = sizes[1].columns - sizes[0].columns
+    assert 0 < many - few <= 3 * sizes[0].rows * columns * len(gram_costs.LABELS) ** 2 * 4
 
 
 def measures_of(accuracy, prompt, head, loss=0.2):

@@ -1,12 +1,13 @@
 r"""A Kernel-Based View of Language Model Fine-Tuning (Malladi et al. 2023, arXiv 2210.05643): claims and controls.
 
 Exact statements are checked on a small tanh network (``toys``): single steps (``steps``), many steps
-(``trajectories``), what a residual does (``residuals``), subspaces (``projections``) and width (``widths``). The
-statements on prompts are checked on a masked language model pre-trained here (``prompts``). ``verdicts`` says when a
-run is called a kernel method.
+(``trajectories``), what a residual does (``residuals``), subspaces (``projections``) and width (``widths``). That
+kernels made from factors are exact (``gram``) and what they cost (``gram_costs``) is checked on tiny encoders, the
+statements on prompts on a masked language model pre-trained here (``prompts``). ``verdicts`` says when a run counts as
+a kernel method.
 """
 
-from theory.kernel_finetuning import projections, prompts, residuals, steps, trajectories, widths
+from theory.kernel_finetuning import gram, gram_costs, projections, prompts, residuals, steps, trajectories, widths
 from theory.kernel_finetuning.prompts import (
     CHI_PROMPT,
     KERNEL_DRIFT_PROMPT,
@@ -46,5 +47,7 @@ CLAIMS = (
     *residuals.CLAIMS,
     *projections.CLAIMS,
     *widths.CLAIMS,
+    *gram.CLAIMS,
+    *gram_costs.CLAIMS,
     *prompts.CLAIMS,
 )
