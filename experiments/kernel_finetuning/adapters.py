@@ -10,16 +10,13 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.kernel_finetuning.config import KernelFinetuningConfig
-from experiments.kernel_finetuning.measure import examples_held, followed_rows
+from experiments.kernel_finetuning.measure import followed_rows, gradients_at_once
 from experiments.kernel_finetuning.prepare import Unit
 from jaxft.core.rng import stream
 from jaxft.kernels import empirical_ntk, lora_kernel, lora_kernel_variance, parameter_mask, projected_kernel
 
 ADAPTED = "layers/.*kernel$"
 """The matrices of the encoder's layers: the leaves that get adapters."""
-
-VARIANCE_BLOCK = 8
-"""Examples at most whose products of gradients are held at once for the predicted error."""
 
 
 def adapter_errors(unit: Unit, config: KernelFinetuningConfig) -> Iterator[dict[str, Any]]:
@@ -33,9 +30,9 @@ def adapter_errors(unit: Unit, config: KernelFinetuningConfig) -> Iterator[dict[
     x = jax.tree.map(lambda leaf: leaf[rows], unit.train.inputs)
     mask = parameter_mask(unit.params, only=(ADAPTED,))
     matrices, per_rank = _adapter_sizes(unit.params, mask)
-    block = max(1, min(len(rows), examples_held(unit.f, unit, config.solving) // 2))
-    exact = empirical_ntk(unit.f, unit.params, x, param_mask=mask, block_size=block)
-    variance = lora_kernel_variance(unit.f, unit.params, x, rank=1, adapted=mask, block_size=min(block, VARIANCE_BLOCK))
+    block = gradients_at_once(unit, config.solving)
+    exact = empirical_ntk(unit.f, unit.params, x, param_mask=mask, memory_bytes=config.solving.memory_bytes)
+    variance = lora_kernel_variance(unit.f, unit.params, x, rank=1, adapted=mask, block_size=block)
     predicted = math.sqrt(float(variance.sum())) / float(jnp.linalg.norm(exact.ravel()))
     key, draws = stream(jax.random.key(config.seed), "adapters", unit.split), config.adapters.draws
     for rank in config.adapters.ranks:

@@ -1,6 +1,7 @@
 """Settings of the experiment and its presets."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -70,8 +71,13 @@ class Solving:
     """Weights of the errors in the LS-SVM, relative to the norm of the kernel."""
     mixes: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Shares of that of its two classifiers which has the sign on the training examples."""
-    memory_gib: float = 8.0
-    """Memory that the gradients held at once may take; less means that more of them are computed again."""
+    memory_gib: float = 4.0
+    """Memory that what is held of gradients may take; less means that more of it is computed again."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The same in bytes."""
+        return max(1, int(self.memory_gib * 2**30))
 
     def faults(self) -> list[str]:
         """Everything wrong with these fields."""
@@ -87,8 +93,8 @@ class Solving:
             bad.append(f"gammas: must be positive, got {self.gammas}")
         if any(not 0 <= mix <= 1 for mix in self.mixes):
             bad.append(f"mixes: must lie in [0, 1], got {self.mixes}")
-        if not self.memory_gib > 0:
-            bad.append(f"memory_gib: must be positive, got {self.memory_gib}")
+        if not 0 < self.memory_gib < math.inf:
+            bad.append(f"memory_gib: must be positive and finite, got {self.memory_gib}")
         return bad
 
 

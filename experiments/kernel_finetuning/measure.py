@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from experiments.kernel_finetuning.config import KernelFinetuningConfig, KernelName, Solving
-from experiments.kernel_finetuning.prepare import EVALUATION_BATCH, Unit
+from experiments.kernel_finetuning.config import KernelFinetuningConfig, Solving
+from experiments.kernel_finetuning.prepare import Unit
 from jaxft.core.types import OutputFn, Params, TokenBatch
 from jaxft.kernels import (
     empirical_ntk,
@@ -23,17 +23,21 @@ from jaxft.kernels import (
     linearize,
     logit_difference,
 )
+from jaxft.kernels.calls import KernelName
 from jaxft.train import accuracy, cross_entropy
 from theory.kernel_finetuning import chi_size
 
-COPIES = 2
-"""Of a block of gradients, while it is made: as they come out of the backward pass, and in order."""
+MOST_GRADIENTS = 8
+"""Beyond this many examples at once a gradient is made no faster."""
 
-MOST_HELD = 64
-"""Beyond this many examples a larger block saves nothing."""
+COPIES = 4
+"""Of a gradient, where its change is measured: at both ends, as they come out of the backward pass and in order."""
 
-ASYMMETRIC, FLIPPED = "asymmetric_signgd", "asymmetric_signgd_flipped"
-"""The kernel of sign descent of two classes, all examples against train, and train against all with the sign there."""
+ASYMMETRIC: KernelName = "asymmetric_signgd"
+TRANSPOSED: KernelName = "asymmetric_signgd_transposed"
+FLIPPED = "asymmetric_signgd_flipped"
+"""The kernel of sign descent of two classes: ``ASYMMETRIC`` is that of all examples against train, and ``FLIPPED`` that
+of train against all, with the sign there."""
 
 
 class Start(NamedTuple):
@@ -54,60 +58,31 @@ def measure_start(
 ) -> Start:
     """Outputs and kernels of all examples against the training examples, at the starting point."""
     outputs = unit.pool.evaluate(lambda batch: _outputs(unit.f, unit.params, batch))
-    solving = config.solving
-    symmetric: tuple[KernelName, ...] = tuple(name for name in solving.kernels if name != "asymmetric_signgd")
-    held = examples_held(unit.f, unit, solving)
 
-    def against_train(batch: TokenBatch) -> Array:
-        found = empirical_ntk(
-            unit.f,
-            unit.params,
-            unit.train.inputs,
-            batch,
-            kernel=symmetric,
-            preconditioner=preconditioner,
-            block_size=_block_sizes(held),
-            mesh=mesh,
-        )
-        return jnp.stack([jnp.transpose(found[name], (2, 3, 0, 1)) for name in symmetric], axis=1)
+    def with_train(f: OutputFn, kernels: tuple[KernelName, ...], scales: Params | None) -> dict[str, np.ndarray]:
+        """Kernels with the training examples as rows, in the order all examples, training examples."""
 
-    stacked = unit.pool.evaluate(against_train)
-    kernels = {name: stacked[:, i] for i, name in enumerate(symmetric)}
-    if ASYMMETRIC in solving.kernels and outputs.shape[1] == 2:
-        kernels |= _sign_kernels(unit, solving, mesh)
+        def of_batch(batch: TokenBatch) -> dict[str, Array]:
+            found = empirical_ntk(
+                f,
+                unit.params,
+                unit.train.inputs,
+                batch,
+                kernel=kernels,
+                preconditioner=scales,
+                memory_bytes=config.solving.memory_bytes,
+                mesh=mesh,
+            )
+            return {name: jnp.moveaxis(k, range(k.ndim // 2), range(k.ndim // 2, k.ndim)) for name, k in found.items()}
+
+        return unit.pool.evaluate(of_batch)
+
+    symmetric: tuple[KernelName, ...] = tuple(name for name in config.solving.kernels if name != ASYMMETRIC)
+    kernels = with_train(unit.f, symmetric, preconditioner)
+    if ASYMMETRIC in config.solving.kernels and outputs.shape[1] == 2:
+        sides = with_train(logit_difference(unit.f), (ASYMMETRIC, TRANSPOSED), None)
+        kernels |= {ASYMMETRIC: sides[TRANSPOSED], FLIPPED: np.ascontiguousarray(sides[ASYMMETRIC].T)}
     return Start(outputs, kernels)
-
-
-def _sign_kernels(unit: Unit, solving: Solving, mesh: Mesh | None) -> dict[str, np.ndarray]:
-    """The kernel of sign descent on the difference of two logits, with all examples in its row and its column slot."""
-    u, train = logit_difference(unit.f), unit.train.inputs
-    whole = 2 * max(len(unit.train.labels), EVALUATION_BATCH)
-    held = examples_held(u, unit, solving, most=whole)
-    blocks = (held // 2, held // 2) if held == whole else _block_sizes(held)
-    # As one program where it is not spread over devices: it then makes the gradients of both kernels once.
-    both = _in_both_slots if mesh else _in_both_slots_compiled
-    stacked = unit.pool.evaluate(lambda batch: both(u, blocks, mesh, unit.params, train, batch))
-    return {ASYMMETRIC: stacked[:, 0], FLIPPED: np.ascontiguousarray(stacked[:, 1].T)}
-
-
-def _in_both_slots(
-    u: OutputFn, blocks: tuple[int, int], mesh: Mesh | None, params: Params, train: TokenBatch, batch: TokenBatch
-) -> Array:
-    """``[batch, 2, train]``: the sign on the training examples, and on those of the batch."""
-    on_rows, on_columns = (
-        empirical_ntk(u, params, *pair, kernel="asymmetric_signgd", block_size=blocks, mesh=mesh)
-        for pair in ((batch, train), (train, batch))
-    )
-    return jnp.stack([on_rows, on_columns.T], axis=1)
-
-
-_in_both_slots_compiled = jax.jit(_in_both_slots, static_argnums=(0, 1, 2))
-
-
-def _block_sizes(held: int) -> tuple[int, int]:
-    """Many rows, since the gradients of the columns are computed again for every block of rows."""
-    columns = max(1, held // 4)
-    return held - columns, columns
 
 
 def followed_rows(unit: Unit, config: KernelFinetuningConfig) -> np.ndarray:
@@ -122,7 +97,8 @@ def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetu
     measured = _drift(
         unit.f,
         config.drift_examples,
-        examples_held(unit.f, unit, config.solving),
+        gradients_at_once(unit, config.solving),
+        config.solving.memory_bytes,
         unit.params,
         params,
         (unit.train.inputs, unit.train.labels),
@@ -133,18 +109,19 @@ def measure_drift(unit: Unit, start: Start, params: Params, config: KernelFinetu
     return {name: float(value) for name, value in measured.items()}
 
 
-def examples_held(f: OutputFn, unit: Unit, solving: Solving, *, most: int = MOST_HELD) -> int:
-    """Examples whose gradients fit into the memory allowed, 2 at least; a gradient is held ``COPIES`` times."""
-    outputs = math.prod(jax.eval_shape(f, unit.params, unit.train.inputs).shape[1:])
+def gradients_at_once(unit: Unit, solving: Solving) -> int:
+    """Examples whose whole gradients fit into the memory allowed."""
+    outputs = math.prod(jax.eval_shape(unit.f, unit.params, unit.train.inputs).shape[1:])
     each = COPIES * outputs * sum(leaf.nbytes for leaf in jax.tree.leaves(unit.params))
-    return min(max(2, int(solving.memory_gib * 2**30 / each)), most)
+    return min(max(1, solving.memory_bytes // each), MOST_GRADIENTS)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _drift(
     f: OutputFn,
     examples: int,
-    held: int,
+    at_once: int,
+    memory_bytes: int,
     params0: Params,
     params: Params,
     train: tuple[TokenBatch, Array],
@@ -152,8 +129,7 @@ def _drift(
     rows: Array,
     kernel0: Array,
 ) -> dict[str, Array]:
-    block = len(rows) if len(rows) <= held else held // 2
-    kernel = empirical_ntk(f, params, jax.tree.map(lambda leaf: leaf[rows], train[0]), block_size=block)
+    kernel = empirical_ntk(f, params, jax.tree.map(lambda leaf: leaf[rows], train[0]), memory_bytes=memory_bytes)
     followed = jax.tree.map(lambda leaf: leaf[:examples], probe[0])
     relative, cosine = kernel_drift(kernel0, kernel)
     outputs, on_train = f(params, probe[0]), f(params, train[0])
@@ -163,7 +139,7 @@ def _drift(
         "probe_loss_nats": cross_entropy(outputs, probe[1]),
         "probe_accuracy": accuracy(outputs, probe[1]),
         "linearization_gap": linearization_gap(f, params0, params, probe[0]),
-        "feature_drift": feature_drift(f, params0, params, followed, block_size=max(1, held // 2)).mean(),
+        "feature_drift": feature_drift(f, params0, params, followed, block_size=at_once).mean(),
         "kernel_drift": relative,
         "kernel_cosine": cosine,
         "alignment": kernel_alignment(kernel, train[1][rows]),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from experiments.kernel_finetuning.config import Arm, KernelFinetuningConfig
 from jaxft.core.rng import host_stream, stream
@@ -43,7 +43,9 @@ from jaxft.nn import (
     make_tied_logits,
 )
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 256
+"""At most: for a kernel, the features of the training examples are made again in every batch."""
+
 PROBE_L2 = (1e-3, 1e-2, 1e-1, 1.0)
 """Regularisations of the linear probe, chosen on dev."""
 
@@ -85,20 +87,22 @@ class Pool:
         """Labels of all examples."""
         return np.asarray(self.encoded.labels)
 
-    def evaluate(self, f: Callable[[TokenBatch], Array]) -> np.ndarray:
-        """``f`` of every example, examples on axis 0, in batches of like length."""
-        out = None
-        for rows, batch in self._batches:
-            values = np.asarray(f(batch))
-            out = np.empty((len(self.labels), *values.shape[1:]), values.dtype) if out is None else out
-            out[rows] = values
-        return np.asarray(out)
+    def evaluate(self, f: Callable[[TokenBatch], PyTree]) -> Any:
+        """``f`` of every example, a tree of arrays with examples on axis 0, in batches of like length."""
+        order = np.concatenate([rows for rows, _ in self._batches])
+
+        def gather(*parts: np.ndarray) -> np.ndarray:
+            out = np.empty((len(self.labels), *parts[0].shape[1:]), parts[0].dtype)
+            out[order] = np.concatenate(parts)
+            return out
+
+        return jax.tree.map(gather, *[jax.device_get(f(batch)) for _, batch in self._batches])
 
     @functools.cached_property
     def _batches(self) -> list[tuple[np.ndarray, TokenBatch]]:
         """Example numbers and their padded batch; the last repeats an example, so that all have one size."""
         lengths = self.encoded.lengths
-        size = min(EVALUATION_BATCH, len(lengths))
+        size = -(-len(lengths) // -(-len(lengths) // EVALUATION_BATCH))  # like sizes: hardly an example is repeated
         batches = []
         for rows, length in length_buckets(lengths, batch_size=size, multiple=padding_multiple(lengths)):
             full = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])

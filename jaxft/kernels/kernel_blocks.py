@@ -72,8 +72,8 @@ def kernel_blocks(
       store: Folder of the kernels, made if absent; several processes share one. ``None`` means that nothing is kept.
       resume: Whether a store with blocks may be continued.
 
-    Returns:
-      An iterator over ``KernelBlock(rows, columns, kernels)``, which together hold every entry once.
+    Yields:
+      Blocks ``KernelBlock(rows, columns, kernels)``, which together hold every entry once.
 
     Raises:
       UserError: As ``empirical_ntk``; a store of another function, parameters, data or settings, with the fields that

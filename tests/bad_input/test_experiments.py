@@ -46,6 +46,8 @@ CONFIGURATION = {
     "logistic regression without a ridge": (["--solving.ridges", "0"], "logistic regression needs a positive one"),
     "a weight of 0": (["--solving.gammas", "0"], "gammas: must be positive"),
     "a share above 1": (["--solving.mixes", "1.5"], "mixes: must lie in [0, 1]"),
+    "no memory": (["--solving.memory-gib", "0"], "memory_gib: must be positive"),
+    "boundless memory": (["--solving.memory-gib", "inf"], "memory_gib: must be positive and finite"),
     "a rate of 0": (["--training.sign-rates", "0"], "sign_rates: needs positive rates"),
     "rank and draws": (["--adapters.ranks", "0", "--adapters.draws", "1"], "must be 2 or more, got 1"),
     "prompt for two tasks": (["--task", "sst2", "mr", "--data", ".", "--template", "{a} {mask}"], "one by one"),

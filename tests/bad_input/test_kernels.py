@@ -54,6 +54,14 @@ NTK = {
         "NaN or infinity in b at example 0",
     ),
     "overflowing kernel": (lambda: kernels.empirical_ntk(network, W, 1e30 * X), "an overflow of finite gradients"),
+    "batch statistics": (
+        lambda: kernels.empirical_ntk(lambda w, x: x @ w - (x @ w).mean(0, keepdims=True), W, jnp.eye(4, 3)),
+        "must not depend on the rest of its batch, got a relative change of 1 with another example beside it",
+    ),
+    "share of a mean": (
+        lambda: kernels.empirical_ntk(lambda w, x: x @ w / len(x), W, X),
+        "from a batch of one to a batch of two. Evaluate with stored statistics",
+    ),
     "negative preconditioner": (
         lambda: kernels.empirical_ntk(network, W, X, kernel="preconditioned", preconditioner=-W),
         "non-negative",
@@ -67,6 +75,11 @@ def test_kernel_says_what_is_wrong(case):
     with pytest.raises(ValueError, match=said) as error:
         call()
     assert str(error.value).startswith("empirical_ntk: ")
+
+
+def test_blocks_of_a_batch_dependent_function_are_refused_before_any_is_computed():
+    with pytest.raises(ValueError, match="kernel_blocks: outputs of an example must not depend on the rest"):
+        kernels.kernel_blocks(lambda w, x: x @ w / len(x), W, X)
 
 
 def test_shape_faults_are_found_under_jit():

@@ -15,17 +15,12 @@ RESULTS = Path(__file__).with_name("results.md")
 COMMAND = "python -m tests.benchmarks"
 TITLES = {"kernels": "Empirical NTK", "structure": "Structured inference", "geometry": "Mode connectivity"}
 NOTES = {
-    "kernels": (
-        "Medians of up to 3 runs in one process, routes in turn, after a first call; the peak is what a first call "
-        "adds to a fresh process, compilation included; the error is against our kernel in float64. The share of the "
-        "matmul rate counts the work of the contraction route, whatever a route really does. The second recipe of "
-        "torch.func, which takes every pair of examples by itself, is measured on few examples alone."
-    ),
+    "kernels": kernels.NOTES,
     "structure": structure.NOTES,
     "geometry": geometry.NOTES,
 }
 PACKAGES = {
-    "kernels": ("jax", "flax", "numpy", "torch"),
+    "kernels": ("jax", "flax", "numpy", "torch", "neural_tangents"),
     "structure": ("jax", "numpy", "torch", "torch_struct", "nltk"),
     "geometry": ("jax", "numpy", "scipy", "torch"),
 }
@@ -52,16 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Speed and error, side by side.")
     parser.add_argument("what", choices=list(TITLES))
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is written")
-    rows = (*structure.ROWS, *geometry.ROWS)
-    parser.add_argument("--only", choices=rows, help="one row of structure or geometry; nothing is written")
+    benchmarks = {"kernels": kernels, "structure": structure, "geometry": geometry}
+    rows = sorted({name for benchmark in benchmarks.values() for name in benchmark.ROWS})
+    parser.add_argument("--only", choices=rows, help="one row; nothing is written")
     options = parser.parse_args()
-    by_rows = {"structure": structure, "geometry": geometry}
-    if options.only and options.only not in getattr(by_rows.get(options.what), "ROWS", ()):
-        parser.error(f"{options.what} has no row {options.only}")
-    if options.what == "kernels":
-        tables = kernels.measure(quick=options.quick)
-    else:
-        tables = by_rows[options.what].measure(quick=options.quick, only=options.only)
+    if options.only and options.only not in benchmarks[options.what].ROWS:
+        parser.error(f"{options.what} has no row {options.only}: {', '.join(benchmarks[options.what].ROWS)}")
+    tables = benchmarks[options.what].measure(quick=options.quick, only=options.only)
     packages = PACKAGES[options.what]
     head = f"`{COMMAND} {options.what}`\n\n{environment(packages)} {NOTES[options.what]}"
     text = f"# {TITLES[options.what]}\n\n{head}\n\n{tables.strip()}\n"

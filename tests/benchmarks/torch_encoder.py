@@ -1,66 +1,67 @@
-"""The encoder of ``jaxft.nn`` with a linear head, written for torch.func: the peer of the kernel benchmark.
+"""The BERT encoder of ``jaxft.nn`` in PyTorch, on our weights: what the peers of the kernel benchmark differentiate.
 
 Parameters are those of ours, layers as separate leaves, as a torch module would hold them.
 """
 
 import numpy as np
 import torch
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.nn import functional
 
-__all__ = ["TorchEncoder", "contraction", "ntk_vector_products", "weights_of"]
+__all__ = ["TorchEncoder", "weights_of"]
+
+Weights = dict[str, torch.Tensor]
 
 
-class TorchEncoder(torch.nn.Module):
-    """BERT encoder and a linear head on the first token; one sequence of ids in, logits out."""
+class TorchEncoder:
+    """Encoder and its masked-word head, or a linear head on the first token: logits ``[b, c]`` of ids ``[b, t]``."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], layers: int, heads: int):
-        super().__init__()
-        self.layers, self.heads = layers, heads
-        for name, value in weights.items():
-            self.register_parameter(name.replace("/", "_"), torch.nn.Parameter(value))
+    def __init__(self, layers: int, heads: int, *, label_ids: tuple[int, ...] | None, mask_position: int = 0):
+        self.layers, self.heads, self.mask_position = layers, heads, mask_position
+        self.label_ids = None if label_ids is None else torch.tensor(label_ids)
 
-    def leaf(self, name: str) -> torch.Tensor:
-        """A parameter by its path."""
-        return getattr(self, name.replace("/", "_"))
-
-    def dense(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Affine map."""
-        return x @ self.leaf(f"{name}/kernel") + self.leaf(f"{name}/bias")
-
-    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Layer norm."""
-        scale, bias = self.leaf(f"{name}/scale"), self.leaf(f"{name}/bias")
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], scale, bias, 1e-12)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits ``[c]`` of one sequence ``[t]``."""
+    def __call__(self, w: Weights, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the label words at the mask token; of the classes where there are no label words."""
         at = "encoder/embeddings/"
-        embedded = self.leaf(at + "token")[ids] + self.leaf(at + "token_type")[torch.zeros_like(ids)]
-        x = self.norm(at + "norm", embedded + self.leaf(at + "position")[: len(ids)])
+        embedded = functional.embedding(ids, w[at + "token"]) + w[at + "token_type"][0]
+        x = _norm(w, at + "norm", embedded + w[at + "position"][: ids.shape[1]])
         for i in range(self.layers):
-            x = self.layer(f"encoder/layers/{i}/", x)
-        return self.dense("classifier", x[0])
+            x = self.layer(w, f"encoder/layers/{i}/", x)
+        x = x[:, self.mask_position]
+        if self.label_ids is None:
+            return _dense(w, "classifier", x)
+        x = _norm(w, "mlm/norm", functional.gelu(_dense(w, "mlm/dense", x)))
+        return x @ functional.embedding(self.label_ids, w[at + "token"]).T + w["mlm/bias"][self.label_ids]
 
-    def layer(self, at: str, x: torch.Tensor) -> torch.Tensor:
+    def layer(self, w: Weights, at: str, x: torch.Tensor) -> torch.Tensor:
         """Attention and MLP, each with its residual and norm."""
-        t, d = x.shape
-        split = (t, self.heads, d // self.heads)
-        q, k, v = (self.dense(f"{at}attention/{n}", x).reshape(split) for n in ("query", "key", "value"))
-        scores = torch.einsum("the,uhe->htu", q, k) / split[-1] ** 0.5
-        mixed = torch.einsum("htu,uhe->the", scores.softmax(-1), v).reshape(t, d)
-        x = self.norm(f"{at}attention_norm", x + self.dense(f"{at}attention/output", mixed))
-        hidden = torch.nn.functional.gelu(self.dense(f"{at}mlp/in", x))
-        return self.norm(f"{at}mlp_norm", x + self.dense(f"{at}mlp/out", hidden))
+        b, t, d = x.shape
+        q, k, v = (
+            _dense(w, f"{at}attention/{n}", x).reshape(b, t, self.heads, -1).transpose(1, 2)
+            for n in ("query", "key", "value")
+        )
+        scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, d)
+        x = _norm(w, f"{at}attention_norm", x + _dense(w, f"{at}attention/output", mixed))
+        hidden = functional.gelu(_dense(w, f"{at}mlp/in", x))
+        return _norm(w, f"{at}mlp_norm", x + _dense(w, f"{at}mlp/out", hidden))
 
 
-def weights_of(params, layers: int) -> dict[str, torch.Tensor]:
-    """Our parameters by path, stacked layers taken apart."""
+def _dense(w: Weights, at: str, x: torch.Tensor) -> torch.Tensor:
+    return x @ w[f"{at}/kernel"] + w[f"{at}/bias"]
+
+
+def _norm(w: Weights, at: str, x: torch.Tensor) -> torch.Tensor:
+    return functional.layer_norm(x, x.shape[-1:], w[f"{at}/scale"], w[f"{at}/bias"], 1e-12)
+
+
+def weights_of(tree, layers: int) -> Weights:
+    """The leaves of a tree like our parameters by path, stacked layers taken apart."""
     import jax
 
     from jaxft.core.checks import path_name
 
     found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name, value = path_name(path), np.array(leaf)
         if name.startswith("encoder/layers/"):
             rest = name.removeprefix("encoder/layers/")
@@ -68,35 +69,3 @@ def weights_of(params, layers: int) -> dict[str, torch.Tensor]:
         else:
             found[name] = torch.tensor(value)
     return found
-
-
-def contraction(net: TorchEncoder, x: torch.Tensor, y: torch.Tensor, *, chunk: int | None = None) -> torch.Tensor:
-    """Jacobians of all examples, contracted leaf by leaf: torch.func's first recipe for the empirical NTK."""
-    weights = {name: p.detach() for name, p in net.named_parameters()}
-
-    def jacobian(side):
-        one = jacrev(lambda p, ids: functional_call(net, p, (ids,)))
-        return {k: j.flatten(2) for k, j in vmap(one, (None, 0), chunk_size=chunk)(weights, side).items()}
-
-    a, b = jacobian(x), jacobian(y)
-    return sum(torch.einsum("ncp,mdp->ncmd", a[k], b[k]) for k in weights)
-
-
-def ntk_vector_products(net: TorchEncoder, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """A backward and a forward derivative for every pair of examples and output: torch.func's second recipe."""
-    weights = {name: p.detach() for name, p in net.named_parameters()}
-
-    def pair(a, b):
-        def at(ids):
-            return lambda p: functional_call(net, p, (ids,))
-
-        logits, pull = vjp(at(b), weights)
-
-        def product(v):
-            return jvp(at(a), (weights,), pull(v))[1]
-
-        return vmap(product)(torch.eye(len(logits)))
-
-    rows = [vmap(pair, (None, 0))(a, y) for a in x]
-    # [n, m, columns' output, rows' output] -> [n, c, m, c]
-    return torch.stack(rows).permute(0, 3, 1, 2)
