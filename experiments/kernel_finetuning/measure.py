@@ -30,8 +30,8 @@ from theory.kernel_finetuning import chi_size
 MOST_GRADIENTS = 8
 """Beyond this many examples at once a gradient is made no faster."""
 
-COPIES = 4
-"""Of a gradient, where its change is measured: at both ends, as they come out of the backward pass and in order."""
+COPIES = 6
+"""Of a gradient, where its change is measured: both ends and their difference, and what the backward pass takes."""
 
 ASYMMETRIC: KernelName = "asymmetric_signgd"
 TRANSPOSED: KernelName = "asymmetric_signgd_transposed"

@@ -136,15 +136,18 @@ def empirical_ntk(
                       one (``RankOne``), and signs of gradients of rank one; pays for short sequences.
     ``ntvp``          NTK-vector products: a forward derivative of the n rows for each of the m * c columns. Not for
                       ``signgd``; pays where c exceeds twice the tokens of an example.
-    ``auto``          The cheapest of the first three, leaf by leaf, by the formulas of ``jaxft.kernels.plan``.
+    ``auto``          Leaf by leaf: ``ghost`` where that takes the fewest operations, whole gradients where they are
+                      smaller than their factors (biases, small matrices), ``tiled`` otherwise.
     ================  ==================================================================================================
 
     All give the same kernel, to rounding. ``explain=True`` says what a call would do, and what it costs. A gradient
-    that is 0 but for rounding has a sign that is noise: that of attention's key biases is such a gradient.
+    that is 0 but for rounding has a sign that is noise: that of attention's key biases is such a gradient. Reverse-mode
+    derivatives of the kernel itself need ``contraction``.
 
     Memory: the features of two blocks, about ``memory_bytes``, and tiles of ``(rows + columns) * c * tile`` numbers,
-    whatever n and m are (``ntvp``: the gradients of the columns, and the activations of the rows for each of
-    ``columns * c`` directions). The features of the columns are made again for every block of rows.
+    whatever n and m are; ``Plan.peak_bytes`` bounds the whole (``ntvp``: the gradients of the columns, and the
+    activations of the rows for each of ``columns * c`` directions). The features of the columns are made again for
+    every block of rows.
 
     Args:
       f: Outputs ``[n]`` (kernel ``(n, m)``) or ``[n, c]`` (kernel ``(n, c, m, c)``).
@@ -157,7 +160,7 @@ def empirical_ntk(
       method: How; see the table.
       block_size: Examples in a block, or (rows, columns); blocks are square for ``y=None``, by the first. ``None``
         means as many as ``memory_bytes`` hold.
-      tile: Parameters of a tile; ``None`` means 131072 on CPU.
+      tile: Parameters of a tile; ``None`` means 131072 on CPU. Not for ``ntvp``, which has neither tiles nor factors.
       memory_bytes: Of the features of two blocks, where no block size is given; ``None`` means a GiB.
       accum_dtype: Type of the result and of the sums over parameters; ``None`` means that of the outputs, float32 at
         least. Signs are counted in integers, whatever it is.

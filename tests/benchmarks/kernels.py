@@ -10,7 +10,7 @@ __all__ = ["NOTES", "ROWS", "make_row", "measure"]
 
 NOTES = (
     "A process for each route, both cores. CPU and wall seconds: medians of 5 runs after a first call, of fewer once "
-    "they have taken 60 s (30 s in the lower rows). First call: tracing and compilation, what it takes beyond a later "
+    "they have taken 30 s. First call: tracing and compilation, what it takes beyond a later "
     "run. Peak: what a fresh process grows by until all runs are done. The rate counts the work of the tiled "
     "contraction in the matrices of the layers, whatever a route really does; that of a product of matrices of side "
     "2048 is measured in the same process. Random weights and tokens, no padding. float32."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -129,7 +130,7 @@ def f(request):
     return MODELS[request.param]
 
 
-def options_of(kernel, params, *, rank_one=False):
+def options_of(kernel, params, *, rank_one=False) -> dict[str, Any]:
     if kernel != "preconditioned":
         return {"kernel": kernel}
     return {"kernel": kernel, "preconditioner": preconditioner_of(params, rank_one=rank_one)}
@@ -284,8 +285,8 @@ def test_a_gradient_that_is_not_finite_is_no_sign(arrays):
 def test_token_numbers_of_small_types_do_not_wrap_around():
     """A vocabulary of all bytes: its size is no byte."""
     size = 256
-    params = {"table": jax.random.normal(jax.random.key(0), (size, WIDTH))}
-    params["layers"] = {"w": jnp.ones((LAYERS, WIDTH, WIDTH)) / 4, "b": jnp.zeros((LAYERS, WIDTH))}
+    layers = {"w": jnp.ones((LAYERS, WIDTH, WIDTH)) / 4, "b": jnp.zeros((LAYERS, WIDTH))}
+    params = {"table": jax.random.normal(jax.random.key(0), (size, WIDTH)), "layers": layers}
     ids = jnp.array([[0, size - 1, 1], [size - 1, size - 2, size - 1]]).astype(jnp.uint8)
     x = {"ids": ids, "mask": jnp.ones(ids.shape)}
     ours, exact = (empirical_ntk(TinyModel(), params, x, method=method) for method in ("tiled", "contraction"))

@@ -1,5 +1,7 @@
 """The out-of-core call against the one in memory; what a store does by itself is tested in ``test_store``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def test_blocks_make_up_the_kernel(x64, method, same):
 def test_stored_kernels_continue_and_read_back(problem32, tmp_path):
     f, params, x, y = problem32
     options = {"kernel": ("sgd", "signgd"), "block_size": (3, 2), "store": tmp_path / "k"}
-    first = kernel_blocks(f, params, x, y, **options)
+    first: Any = kernel_blocks(f, params, x, y, **options)
     next(first)
     first.close()
     with pytest.warns(StoreWarning, match="8 of 9 blocks are missing"):
