@@ -61,6 +61,39 @@ class TokenBatch(NamedTuple):
     """Index of the one mask token of a prompt; 0 where the input is no prompt."""
 
 
+class CausalTokens(NamedTuple):
+    """Rows of tokens for a decoder, which may branch: a trunk, and continuations of it that do not see each other.
+
+    Token i sees token j where j <= i and j is in the trunk or in the segment of i. An ordinary row is a trunk alone.
+    """
+
+    input_ids: Int[Array, "*b t"]
+    """Token ids; at padding any id of the vocabulary."""
+    segment_ids: Int[Array, "*b t"]
+    """0 at padding, on whichever side; 1 in the trunk; 2, 3, ... in the branches."""
+    positions: Int[Array, "*b t"]
+    """Place of a token within its own text, from 0; a branch goes on from the end of the trunk."""
+
+
+class ResponseBatch(NamedTuple):
+    """Examples of a prompt with r responses each, laid out in s rows of tokens.
+
+    Packed, an example is one row, the prompt as trunk and the responses as branches (s = 1); padded, it is a row a
+    response (s = r). ``source`` counts columns through the s rows of an example laid end to end, from 0 to s t - 1, so
+    that whoever reads it need not know the layout. Axes: n examples, s rows, t columns, r responses, k tokens of a
+    response.
+    """
+
+    tokens: CausalTokens
+    """Each field ``[n, s, t]``."""
+    source: Int[Array, "n r k"]
+    """Column whose hidden state predicts token k of the response: for the first, the last token of the prompt."""
+    targets: Int[Array, "n r k"]
+    """The tokens of the responses."""
+    mask: Int[Array, "n r k"]
+    """1 at tokens of a response, 0 beyond its end, where source and targets are 0."""
+
+
 class Interval(NamedTuple):
     """An estimate, its standard error and a confidence interval."""
 

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from jaxft.core.checks import require
 from jaxft.core.rng import host_stream
-from jaxft.data.records import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, Fault, Record, read_records
+from jaxft.data.records import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS, Fault, Record, read_records, shown_faults
 from jaxft.data.tasks import Task
 
 _SUFFIXES = (".tsv", ".csv", ".jsonl")
 _DEV_NAMES = ("dev", "dev_matched", "validation", "val")
 _FOLDER_NAMES = {"rte": {"rte", "entailment"}}
-_SHOWN_FAULTS = 5
 
 
 class Example(NamedTuple):
@@ -103,11 +102,10 @@ def load_splits(folder: str | Path, task: Task) -> Splits:
 
 def _to_examples(path: Path, records: Sequence[Record | Fault], task: Task) -> list[Example]:
     made = [(r.line, r.text if isinstance(r, Fault) else _example(r.fields, task)) for r in records]
-    faults = [f"{path}:{line}: {item}" for line, item in made if isinstance(item, str)]
-    more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+    faults = [Fault(line, item) for line, item in made if isinstance(item, str)]
     labels = ", ".join(f"{i} or {name}" for i, name in enumerate(task.label_names))
     rule = f"each line must hold {'two texts' if task.pair else 'a text'} and a label of {task.name} ({labels})"
-    require(not faults, "read_examples", rule, "; ".join(faults[:_SHOWN_FAULTS]) + more, f"Correct {path.name}")
+    require(not faults, "read_examples", rule, shown_faults(path, faults), f"Correct {path.name}")
     examples = [item for _, item in made if isinstance(item, Example)]
     require(bool(examples), "read_examples", "a file must hold examples", f"none in {path}", "Check the file")
     return examples

@@ -7,9 +7,10 @@ line, and the XML of the RTE challenges. A faulty line becomes a ``Fault``, so t
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from jaxft.core.checks import require
@@ -44,11 +45,34 @@ class Record(NamedTuple):
     """Values by lower-case column name; columns that no task reads are left out."""
 
 
+class JsonObject(NamedTuple):
+    """A JSON object of a file, whatever its fields."""
+
+    line: int
+    """Where it begins in the file, from 1."""
+    fields: dict[str, Any]
+
+
 class Fault(NamedTuple):
     """What is wrong with a line."""
 
     line: int
     text: str
+
+
+MOST_SHOWN = 5
+"""Faults that a message spells out."""
+
+
+def shown_faults(source: Path | str, faults: Sequence[Fault]) -> str:
+    """The first faults as ``source:line: what is wrong``, and how many more there are.
+
+    Example:
+      >>> shown_faults("a.tsv", [Fault(3, "no label")])
+      'a.tsv:3: no label'
+    """
+    more = f" and {len(faults) - MOST_SHOWN} more" if len(faults) > MOST_SHOWN else ""
+    return "; ".join(f"{source}:{fault.line}: {fault.text}" for fault in faults[:MOST_SHOWN]) + more
 
 
 Rows = Iterable[tuple[int, list[str]]]
@@ -76,12 +100,39 @@ def read_records(path: Path) -> list[Record | Fault]:
     raw = path.read_bytes()
     if path.suffix == ".xml":
         return _read_rte_xml(raw)
+    text = _decoded(raw)
+    return [text] if isinstance(text, Fault) else list(forms[path.suffix](text))
+
+
+def read_json_objects(path: Path, *, where: str = "read_json_objects") -> list[JsonObject | Fault]:
+    """The objects of a file of JSON: one a line (``.jsonl``), or those of a list (``.json``, which may hold lines too).
+
+    Args:
+      path: The file, in UTF-8.
+      where: Name of the reader, for messages.
+
+    Returns:
+      An object or a fault for each; of a list that is no JSON, its fault alone.
+
+    Raises:
+      UserError: No such file, or another suffix.
+    """
+    known = path.suffix in (".jsonl", ".json")
+    require(known, where, "a file of JSON objects must end in .jsonl or .json", path, "Convert it")
+    require(path.is_file(), where, "the file must exist", path, "Check the path")
+    text = _decoded(path.read_bytes())
+    if isinstance(text, Fault):
+        return [text]
+    listed = path.suffix == ".json" and text.lstrip().startswith("[")
+    return list(_json_list(text) if listed else _json_lines(text))
+
+
+def _decoded(raw: bytes) -> str | Fault:
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         bad = raw[error.start : error.start + 1].hex()
-        return [Fault(raw.count(b"\n", 0, error.start) + 1, f"byte 0x{bad} is not UTF-8")]
-    return list(forms[path.suffix](text))
+        return Fault(raw.count(b"\n", 0, error.start) + 1, f"byte 0x{bad} is not UTF-8")
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -132,17 +183,47 @@ def _row(line: int, names: list[str], cells: list[str]) -> Record | Fault:
 
 
 def _read_jsonl(text: str) -> Iterator[Record | Fault]:
+    for item in _json_lines(text):
+        if isinstance(item, Fault):
+            yield item
+            continue
+        scalars = {k.lower(): str(v) for k, v in item.fields.items() if isinstance(v, str | int | float)}
+        yield Record(item.line, {name: scalar for name, scalar in scalars.items() if name in _KNOWN})
+
+
+def _json_lines(text: str) -> Iterator[JsonObject | Fault]:
     for number, line in _lines(text):
         try:
-            value = json.loads(line)
+            yield _json_object(number, json.loads(line))
         except json.JSONDecodeError as error:
             yield Fault(number, f"not JSON ({error.msg} at column {error.colno})")
-            continue
-        if not isinstance(value, dict):
-            yield Fault(number, f"a JSON {type(value).__name__} where an object is expected")
-            continue
-        scalars = {k.lower(): str(v) for k, v in value.items() if isinstance(v, str | int | float)}
-        yield Record(number, {name: scalar for name, scalar in scalars.items() if name in _KNOWN})
+
+
+def _json_object(line: int, value: Any) -> JsonObject | Fault:
+    if isinstance(value, dict):
+        return JsonObject(line, value)
+    return Fault(line, f"a JSON {type(value).__name__} where an object is expected")
+
+
+_BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
+
+
+def _json_list(text: str) -> Iterator[JsonObject | Fault]:
+    """Items one by one, since ``json.loads`` would not say on which line an item begins."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        yield Fault(error.lineno, f"not JSON ({error.msg} at column {error.colno})")
+        return
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    while True:
+        separator = _BETWEEN_ITEMS.match(text, at)
+        at = separator.end() if separator else at
+        if text[at] == "]":
+            return
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = decoder.raw_decode(text, at)
+        yield _json_object(line, value)
 
 
 def _read_rte_xml(raw: bytes) -> list[Record | Fault]:

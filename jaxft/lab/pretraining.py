@@ -1,7 +1,7 @@
-"""The embedded default checkpoint: a small masked language model of generated reviews, pre-trained once and cached.
+"""The embedded default checkpoints, pre-trained once and cached: here a masked language model of generated reviews.
 
-It is kept as a checkpoint folder like a published one (``config.json``, ``model.safetensors``, ``tokenizer.json``), so
-that the same code reads both.
+They are kept as checkpoint folders like published ones (``config.json``, ``model.safetensors``, ``tokenizer.json``), so
+that the same code reads both. The decoder of generated requests stands in ``decoder_pretraining``.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,14 +123,34 @@ def review_checkpoint(config: PretrainingConfig) -> Path:
       A checkpoint folder in the user's cache folder. It appears whole or not at all: a killed process, or two at a
       time, leave no broken one.
     """
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True) + _source_version()
-    folder = cache_dir() / "pretrained" / f"reviews-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def make(folder: Path) -> np.ndarray:
+        encoder, params, tokenizer, losses = pretrain_reviews(config)
+        save_encoder(folder, encoder, params)
+        tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+        return losses
+
+    return cached_checkpoint("reviews", config, make, source=__file__)
+
+
+def cached_checkpoint(name: str, config: Any, make: Callable[[Path], np.ndarray], *, source: str) -> Path:
+    """The folder of an embedded model, made on first use; whole, or not at all.
+
+    Args:
+      name: What the folder is called, before a hash of configuration and source.
+      config: Dataclass that says how the model is made: another configuration, another folder.
+      make: Writes the checkpoint into the folder that it is given, and returns the losses of its training.
+      source: File that makes the model; with the code of the layers below, a change of it makes another folder.
+
+    Returns:
+      The folder, in the user's cache folder. A killed process, or two at a time, leave no broken one.
+    """
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True) + _source_version(source)
+    folder = cache_dir() / "pretrained" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     if folder.is_dir():
         return folder
-    encoder, params, tokenizer, losses = pretrain_reviews(config)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    save_encoder(temporary, encoder, params)
-    tokenizer.tokenizer.save(str(temporary / "tokenizer.json"))
+    losses = make(temporary)
     summary = {"config": dataclasses.asdict(config), "last_loss_nats": float(losses[-20:].mean())}
     (temporary / "pretraining.json").write_text(json.dumps(summary, indent=2) + "\n")
     try:
@@ -148,8 +170,8 @@ def _trainer(encoder: EncoderConfig, learning_rate: float, steps: int):
     return tx, make_segment(make_mlm_logits(encoder), masked_cross_entropy, tx)
 
 
-def _source_version() -> str:
+def _source_version(source: str) -> str:
     """Changes when the code that makes the corpus or the model changes, so that a cached model is never stale."""
     root = Path(__file__).parents[1]
     files = sorted(path for part in ("core", "data", "nn", "train") for path in (root / part).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(__file__)])).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(source)])).hexdigest()

@@ -58,13 +58,24 @@ def _walk(jaxpr: Jaxpr, leaves: Mapping[Any, str], mark: str, found: dict[str, l
             inner = getattr(inner, "jaxpr", inner)
             passed = {v: leaf for v, leaf in zip(inner.invars, operands, strict=True) if leaf is not None}
             if eqn.primitive.name == "scan":
-                first = eqn.params["num_consts"]
-                carried = inner.invars[first : first + eqn.params["num_carry"]]
-                others.update(passed.pop(v) for v in carried if v in passed)
+                others.update(passed.pop(v) for v in _carried(eqn, inner) if v in passed)
             _walk(inner, passed, mark, found, others)
         else:
             others |= used
     others.update(leaf for leaf in map(leaf_of, jaxpr.outvars) if leaf is not None)
+
+
+def _carried(eqn: Any, inner: Jaxpr) -> list[Any]:
+    """Variables of a loop's body that are carried from step to step, between its constants and its slices.
+
+    Told by ranks, since the names of the loop's parameters change with jax: a slice has one axis less inside.
+    """
+
+    def same_rank(outer: Any, inside: Any) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inside, strict=True))
+
+    constants = same_rank(eqn.invars, inner.invars) - same_rank(eqn.outvars, inner.outvars)
+    return list(inner.invars[constants : same_rank(eqn.invars, inner.invars)])
 
 
 def _live(jaxpr: Jaxpr) -> list[Any]:

@@ -117,7 +117,7 @@ def make_lora_outputs(
     """``f`` as a function of its adapters, at the parameters of a frozen network.
 
     With adapters fresh from ``init_lora`` it equals ``f(params, x)`` exactly. ``params`` become constants of what is
-    compiled: for a large network call ``f(merge_lora(params, adapters), x)`` in a function that takes both.
+    compiled: for a large network use ``make_adapted_outputs``.
 
     Args:
       f: Any function of parameters and inputs.
@@ -137,5 +137,31 @@ def make_lora_outputs(
 
     def f_lora(adapters: Adapters, x: Inputs) -> Any:
         return f(merge_lora(params, adapters, scale=scale), x)
+
+    return f_lora
+
+
+def make_adapted_outputs(f: Callable[[Params, Inputs], Any], *, scale: float = 1.0) -> Callable[..., Any]:
+    """``f`` as a function of adapters and of the frozen parameters, both arguments of what is compiled.
+
+    It is what ``make_segment`` trains with ``frozen=params``: one copy of the network, placed as it was given.
+
+    Args:
+      f: Any function of parameters and inputs.
+      scale: The factor s of ``merge_lora``.
+
+    Returns:
+      ``f_lora(adapters, x, *, frozen)``.
+
+    Example:
+      >>> params = {"w": jnp.array([[1.0], [2.0]])}
+      >>> f_lora = make_adapted_outputs(lambda p, x: x @ p["w"])
+      >>> adapters = init_lora(params, {"w": True}, rank=1, key=jax.random.key(0))
+      >>> f_lora(adapters, jnp.ones((1, 2)), frozen=params).tolist()
+      [[3.0]]
+    """
+
+    def f_lora(adapters: Adapters, x: Inputs, *, frozen: Params) -> Any:
+        return f(merge_lora(frozen, adapters, scale=scale), x)
 
     return f_lora

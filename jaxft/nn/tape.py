@@ -10,6 +10,7 @@ plainly, to find its taps, and with taps (``jaxft.core.factors`` says what a tap
 import contextvars
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -39,9 +40,17 @@ class Tape:
         """The product ``x @ kernel``; the kernel is a leaf of the parameters."""
         return self._use("dense", kernel, x, lambda w: x @ w)
 
-    def transposed(self, x: Float[Array, "*n d"], table: Float[Array, "v d"]) -> Float[Array, "*n v"]:
-        """The product ``x @ table.T``; the table is a leaf of the parameters."""
-        return self._use("transposed", table, x, lambda w: x @ w.T)
+    def transposed(
+        self, x: Float[Array, "*n d"], table: Float[Array, "v d"], *, out_dtype: Any = None
+    ) -> Float[Array, "*n v"]:
+        """The product ``x @ table.T``; the table is a leaf of the parameters.
+
+        With ``out_dtype`` the table is taken in the dtype of ``x``, and the product summed and returned in this one.
+        """
+        if out_dtype is None:
+            return self._use("transposed", table, x, lambda w: x @ w.T)
+        matmul = partial(jnp.matmul, preferred_element_type=out_dtype)
+        return self._use("transposed", table, x, lambda w: matmul(x, w.T.astype(x.dtype)))
 
     def rows(self, table: Float[Array, "v d"], ids: Integer[Array | np.ndarray, "*n"]) -> Float[Array, "*n d"]:
         """Rows ``ids`` of a leaf of the parameters; NaN for an id outside the table."""

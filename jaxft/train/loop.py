@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, leading_size, message, require
+from jaxft.core.precision import accumulator
 from jaxft.core.types import Inputs, KeyedOutputFn, OutputFn, Params
 from jaxft.train.objectives import Objective, require_within
 
@@ -43,9 +44,10 @@ class FitState(NamedTuple):
     """Events since the best score, int32."""
 
 
-Segment = Callable[
-    [TrainState, Inputs, Int[Array, "n"], Int[Array, "steps b"]], tuple[TrainState, Float[Array, "steps"]]
-]
+Labels = Any
+"""What outputs are scored against: an array, or a pytree of arrays, whose leading axis is that of the examples."""
+
+Segment = Callable[[TrainState, Inputs, Labels, Int[Array, "steps b"]], tuple[TrainState, Float[Array, "steps"]]]
 """``segment(state, inputs, labels, index)``: the state after one step a row of ``index``, and each step's loss."""
 
 
@@ -92,6 +94,8 @@ def make_segment(
     *,
     mesh: Mesh | None = None,
     key: Array | None = None,
+    accumulate: int = 1,
+    frozen: Params | None = None,
 ) -> Segment:
     """Builds a compiled segment: ``lax.scan`` over steps, each gathering its batch by index on the device.
 
@@ -99,19 +103,25 @@ def make_segment(
 
     Args:
       f: Outputs of a batch, ``[b, c]`` or ``[b]``.
-      objective: Scalar of logits and labels.
+      objective: Scalar of outputs and labels.
       tx: Optimiser.
       mesh: Splits every batch over its axis ``data``; the compiler makes data parallelism of it. Place the state by
         ``replicate`` or ``fully_shard`` first: it comes back as it was placed.
       key: For an ``f`` that draws, as for dropout: step s calls ``f(params, x, key=fold_in(key, s))``, so that the
-        draw is a function of the key and the step, whether or not the run was stopped in between.
+        draw is a function of the key and the step, whether or not the run was stopped in between. Parts of a batch
+        fold in their number too.
+      accumulate: Parts that a batch is cut into, one after another: memory is that of a part. Gradients are averaged
+        over them in float32 at least. The step is that of the whole batch for objectives that are a mean over
+        examples, which ``masked_cross_entropy``, a mean over words, is not.
+      frozen: Parameters that are not trained, for an ``f`` such as ``make_adapted_outputs`` gives: it is called with
+        ``frozen=frozen``. They are an argument of what is compiled, not a constant in it.
 
     Returns:
       ``segment(state, inputs, labels, index) -> (state, losses)``; ``index`` holds a batch of example numbers a row. It
       compiles once a shape, and raises ``UserError`` where a concrete index names no example or a batch does not split.
 
     Raises:
-      UserError: The mesh has no axis ``data``.
+      UserError: The mesh has no axis ``data``, or ``accumulate`` is below 1.
 
     Example:
       >>> tx = optax.sgd(0.5)
@@ -126,39 +136,66 @@ def make_segment(
         axes = mesh.axis_names
         require(DATA_AXIS in axes, "make_segment", f"mesh must have an axis {DATA_AXIS!r}", axes, "Name it so")
         ways = mesh.shape[DATA_AXIS]
+    require(accumulate >= 1, "make_segment", "accumulate must be at least 1", accumulate, "Pass a number of parts")
+    loss_and_gradients = _accumulated(f, objective, mesh, key, accumulate)
 
-    def loss(params: Params, inputs: Inputs, labels: Array, step: Array) -> Float[Array, ""]:
-        drawn = {} if key is None else {"key": jax.random.fold_in(key, step)}
-        return objective(f(params, inputs, **drawn), labels)
+    def run(state: TrainState, inputs: Inputs, labels: Labels, index: Array, fixed: Params) -> tuple[TrainState, Array]:
+        def one_step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
+            value, grads = loss_and_gradients(state, (inputs, labels), rows, fixed)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value
 
-    def one_step(state: TrainState, inputs: Inputs, labels: Array) -> tuple[TrainState, Float[Array, ""]]:
-        value, grads = jax.value_and_grad(loss)(state.params, inputs, labels, state.step)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value
-
-    def run(state: TrainState, inputs: Inputs, labels: Array, index: Array) -> tuple[TrainState, Array]:
-        def body(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
-            batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), (inputs, labels))
-            if mesh is not None:
-                batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
-            return one_step(state, *batch)
-
-        return jax.lax.scan(body, state, index)
+        return jax.lax.scan(one_step, state, index)
 
     compiled = _placement_kept(run)
 
-    def segment(state: TrainState, inputs: Inputs, labels: Array, index: Array) -> tuple[TrainState, Array]:
-        _check_index(leading_size("segment", (inputs, labels)), index, ways)
-        return compiled(state, inputs, labels, index)
+    def segment(state: TrainState, inputs: Inputs, labels: Labels, index: Array) -> tuple[TrainState, Array]:
+        _check_index(leading_size("segment", (inputs, labels)), index, ways, accumulate)
+        return compiled(state, inputs, labels, index, frozen)
 
     return segment
+
+
+def _accumulated(
+    f: Callable[..., Array], objective: Objective, mesh: Mesh | None, key: Array | None, parts: int
+) -> Callable[[TrainState, tuple[Inputs, Labels], Array, Params], tuple[Array, Params]]:
+    """Loss and gradients of the examples ``rows``, averaged over parts of them."""
+
+    def loss(params: Params, examples: Any, key: Array | None, frozen: Params) -> Float[Array, ""]:
+        given = {"key": key, "frozen": frozen}
+        inputs, labels = examples
+        return objective(f(params, inputs, **{k: x for k, x in given.items() if x is not None}), labels)
+
+    def of_part(state: TrainState, examples: Any, rows: Array, key: Array | None, frozen: Params) -> Any:
+        batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), examples)
+        if mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+        return jax.value_and_grad(loss)(state.params, batch, key, frozen)
+
+    def of_batch(state: TrainState, examples: Any, rows: Array, frozen: Params) -> Any:
+        drawn = None if key is None else jax.random.fold_in(key, state.step)
+        if parts == 1:
+            return of_part(state, examples, rows, drawn, frozen)
+
+        def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+            number, rows = part
+            own = None if drawn is None else jax.random.fold_in(drawn, number)
+            one = of_part(state, examples, rows, own, frozen)
+            return jax.tree.map(lambda a, x: a + x.astype(a.dtype), total, one), None
+
+        shapes = jax.eval_shape(of_part, state, examples, rows[: len(rows) // parts], drawn, frozen)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator(x.dtype)), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), rows.reshape(parts, -1)))
+        return jax.tree.map(lambda a, x: (a / parts).astype(x.dtype), total, shapes)
+
+    return of_batch
 
 
 def fit(
     segment: Segment,
     state: FitState,
     inputs: Inputs,
-    labels: Int[Array, "n"],
+    labels: Labels,
     *,
     batches: Callable[[int, int], Any],
     steps: int,
@@ -176,7 +213,7 @@ def fit(
       segment: From ``make_segment``.
       state: From ``init_fit``, or restored.
       inputs: All training examples; batches are gathered from them.
-      labels: Their labels.
+      labels: Their labels, an array or a tree of arrays.
       batches: ``batches(start, stop)``: example numbers ``[stop - start, b]`` of steps start to stop - 1.
       steps: Steps of the whole run.
       event_every: Steps between events.
@@ -264,12 +301,15 @@ def _require_finite(start: int, losses: np.ndarray, params: Params) -> None:
         raise NonFiniteLossError(start + len(losses), "parameters that are not, after the update before it")
 
 
-def _check_index(examples: int, index: Array, ways: int) -> None:
+def _check_index(examples: int, index: Array, ways: int, parts: int) -> None:
     matrix = index.ndim == 2 and 0 not in index.shape and jnp.issubdtype(index.dtype, jnp.integer)
     got = f"{index.dtype} {index.shape}"
     require(matrix, "segment", "index must be integers [steps, b]", got, "Pass a row of example numbers a step")
     rule = f"the batch must split over the {ways} devices of axis {DATA_AXIS!r}"
-    require(index.shape[1] % ways == 0, "segment", rule, f"{index.shape[1]} examples", "Change the batch size")
+    if parts > 1:
+        rule = f"the batch must split into {parts} parts" + (rule[rule.index(" over") :] if ways > 1 else "")
+    split = index.shape[1] % (ways * parts) == 0
+    require(split, "segment", rule, f"{index.shape[1]} examples", f"Use a multiple of {ways * parts}")
     require_within("segment", "index", index, examples, "Draw batches from these examples")
 
 

@@ -5,6 +5,7 @@ classes: ``u`` is the logit of class 1 minus that of class 0, and labels {0, 1} 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxft.core.checks import is_concrete, require
 
-Objective = Callable[[Float[Array, "b *c"], Int[Array, "b"]], Float[Array, ""]]
-"""``objective(logits, labels)``: a scalar to minimise."""
+Objective = Callable[[Float[Array, "b *c"], Any], Float[Array, ""]]
+"""``objective(outputs, labels)``: a scalar to minimise; labels are an array or a tree of arrays."""
 
 
 def cross_entropy(logits: Float[Array, "b *c"], labels: Int[Array, "b"]) -> Float[Array, ""]:

@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("jaxft", "theory", "experiments")
 LONGEST_MODULE = 600
 DRAWERS = {"utils", "util", "helpers", "helper", "misc", "common"}
-WITH_SECTIONS = ("jaxft/structure", "jaxft/kernels", "jaxft/geometry", "jaxft/train", "jaxft/nn", "jaxft/data")
+WITH_SECTIONS = (
+    "jaxft/structure",
+    "jaxft/kernels",
+    "jaxft/geometry",
+    "jaxft/train",
+    "jaxft/nn",
+    "jaxft/data",
+    "jaxft/tuning",
+)
 """Packages whose functions state their arguments and what they return."""
 
 SOURCES = {

@@ -1,4 +1,4 @@
-"""Command line: ``python -m tests.benchmarks kernels|structure|geometry [--quick] [--only ROW]``."""
+"""Command line: ``python -m tests.benchmarks kernels|structure|geometry|preferences [--quick] [--only ROW]``."""
 
 import argparse
 import importlib.metadata
@@ -9,20 +9,27 @@ import re
 import sys
 from pathlib import Path
 
-from tests.benchmarks import geometry, kernels, structure
+from tests.benchmarks import geometry, kernels, preferences, structure
 
 RESULTS = Path(__file__).with_name("results.md")
 COMMAND = "python -m tests.benchmarks"
-TITLES = {"kernels": "Empirical NTK", "structure": "Structured inference", "geometry": "Mode connectivity"}
+TITLES = {
+    "kernels": "Empirical NTK",
+    "structure": "Structured inference",
+    "geometry": "Mode connectivity",
+    "preferences": "Preference tuning",
+}
 NOTES = {
     "kernels": kernels.NOTES,
     "structure": structure.NOTES,
     "geometry": geometry.NOTES,
+    "preferences": preferences.NOTES,
 }
 PACKAGES = {
     "kernels": ("jax", "flax", "numpy", "torch", "neural_tangents"),
     "structure": ("jax", "numpy", "torch", "torch_struct", "nltk"),
     "geometry": ("jax", "numpy", "scipy", "torch"),
+    "preferences": ("jax", "flax", "optax", "numpy", "torch", "transformers", "trl"),
 }
 
 
@@ -47,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Speed and error, side by side.")
     parser.add_argument("what", choices=list(TITLES))
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is written")
-    benchmarks = {"kernels": kernels, "structure": structure, "geometry": geometry}
+    benchmarks = {"kernels": kernels, "structure": structure, "geometry": geometry, "preferences": preferences}
     rows = sorted({name for benchmark in benchmarks.values() for name in benchmark.ROWS})
     parser.add_argument("--only", choices=rows, help="one row; nothing is written")
     options = parser.parse_args()

@@ -55,7 +55,7 @@ def test_rules_fill_every_leaf_once(small, family):
     params = jax.eval_shape(lambda key: init_encoder(small.config, key=key, mlm=True), jax.random.key(0))
     leaves = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     entries = tensor_entries(family, 2, mlm=True)
-    filled = [(entry.path, entry.layer) for entry in entries.values()]
+    filled = [(path, entry.layer) for entry in entries.values() for path in entry.paths]
     assert {path for path, _ in filled} == leaves
     assert len(set(filled)) == len(filled)
     assert {layer for path, layer in filled if "/layers/" in path} == {0, 1}

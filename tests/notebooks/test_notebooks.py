@@ -6,7 +6,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.md"))
-SLOW = {"kernel_finetuning", "mode_connectivity", "pcfg_parsing"}
+SLOW = {"kernel_finetuning", "likelihood_displacement", "mode_connectivity", "pcfg_parsing"}
 """Notebooks of minutes; the tour runs in the fast suite."""
 jupytext = pytest.importorskip("jupytext", reason="the notebook runner comes with the extra test")
 nbclient = pytest.importorskip("nbclient", reason="the notebook runner comes with the extra test")

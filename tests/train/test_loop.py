@@ -224,3 +224,82 @@ def test_resume_of_a_run_with_dropout_is_bitwise(problem):
     assert int(half.train.step) == 4
     assert equal(whole, resumed)
     assert not equal(whole.train.params, run(other)[0].train.params)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_parts_equal_the_whole_batch(problem, accumulate):
+    index = jnp.asarray(problem.batches(0, 4))
+    tx = optax.sgd(0.3)  # Adam would blow rounding up where a gradient is near 0
+    start = init_state(problem.state.params, tx)
+    parts = make_segment(problem.f, cross_entropy, tx, accumulate=accumulate)
+    whole, losses = make_segment(problem.f, cross_entropy, tx)(start, problem.inputs, problem.labels, index)
+    state, of_parts = parts(start, problem.inputs, problem.labels, index)
+    np.testing.assert_allclose(of_parts, losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), state.params, whole.params)
+
+
+def test_parts_are_averaged_in_single_precision():
+    # Four gradients of 1 and twelve of 2^-9: bfloat16 keeps eight bits, so that 1 + 2^-9 is 1 in it.
+    small = 2.0**-9
+    x = jnp.asarray([1.0, *[small] * 3] * 4, jnp.bfloat16)
+    tx = optax.sgd(1.0)
+    segment = make_segment(lambda w, x: x * w, lambda u, _: u.mean(), tx, accumulate=16)
+    state, _ = segment(init_state(jnp.bfloat16(0.0), tx), x, jnp.zeros(16, int), jnp.arange(16)[None])
+    assert state.params.dtype == jnp.bfloat16
+    assert float(state.params) == float(jnp.bfloat16(-(4 + 12 * small) / 16))
+
+
+def test_resume_of_an_accumulated_run_with_dropout_is_bitwise(problem):
+    segment = make_segment(noisy, cross_entropy, problem.tx, key=jax.random.key(3), accumulate=2)
+    accumulated = problem._replace(segment=segment)
+    whole, _ = run(accumulated)
+    half, _ = run(accumulated, on_event=lambda state, *_: int(state.train.step) == 4)
+    resumed, _ = run(accumulated, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half))
+    assert int(half.train.step) == 4
+    assert equal(whole, resumed)
+
+
+def test_parts_of_a_batch_draw_apart():
+    tx, zeros = optax.sgd(0.0), jnp.zeros(2)
+
+    def drawn(w, x, *, key=None):
+        return w + (x if key is None else jax.random.normal(key, x.shape))
+
+    segment = make_segment(drawn, lambda u, _: u.mean(), tx, key=jax.random.key(0), accumulate=2)
+    _, losses = segment(init_state(jnp.float32(0.0), tx), zeros, zeros, jnp.array([[0, 1]]))
+    of_step = jax.random.fold_in(jax.random.key(0), 0)
+    first, second = (float(jax.random.normal(jax.random.fold_in(of_step, part), ())) for part in range(2))
+    np.testing.assert_allclose(losses[0], (first + second) / 2, rtol=1e-6)
+    assert first != second
+
+
+def test_labels_may_be_a_tree(problem):
+    weights = jnp.asarray(np.random.default_rng(2).uniform(size=16), jnp.float32)
+    index = problem.batches(0, 1)
+
+    def weighted(outputs, labels):
+        return (labels["weight"] * outputs[:, 0]).mean() + cross_entropy(outputs, labels["class"])
+
+    labels = {"class": problem.labels, "weight": weights}
+    segment = make_segment(problem.f, weighted, problem.tx)
+    _, losses = segment(problem.state, problem.inputs, labels, jnp.asarray(index))
+    outputs = problem.f(problem.state.params, {"a": problem.inputs["a"][index[0]]})
+    one = {name: x[index[0]] for name, x in labels.items()}
+    np.testing.assert_allclose(losses[0], weighted(outputs, one), rtol=1e-6)
+
+
+def test_frozen_parameters_are_an_argument_of_the_program(problem):
+    frozen = {"in": problem.state.params["in"]}
+
+    def f(params, x, *, frozen):
+        return problem.f(params | frozen, x)
+
+    params = {name: x for name, x in problem.state.params.items() if name != "in"}
+    segment = make_segment(f, cross_entropy, problem.tx, frozen=frozen)
+    args = (init_state(params, problem.tx), problem.inputs, problem.labels, jnp.asarray(problem.batches(0, 2)))
+    state, losses = segment(*args)
+    held = make_segment(lambda p, x: problem.f(p | frozen, x), cross_entropy, problem.tx)
+    expected, expected_losses = held(*args)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state, expected)
+    assert set(state.params) == {"bias", "out"}
