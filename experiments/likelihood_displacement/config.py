@@ -66,9 +66,9 @@ class Single:
     """What is trained: all parameters, or the layers alone, with both token tables and the last norm frozen."""
     optimizers: tuple[Optimizer, ...] = ("sgd", "rmsprop", "adam")
     sgd_rate: float = 1e-2
-    rmsprop_rate: float = 1e-5
+    rmsprop_rate: float = 2e-5
     adam_rate: float = 1e-4
-    steps: int = 40
+    steps: int = 100
     sft_steps: int = 60
     """Steps of supervised tuning on the preferred answer beforehand, by Adam; 0 for a model that answers as it is."""
     sft_rate: float = 1e-3
@@ -130,7 +130,7 @@ class Unalignment:
 
     arms: tuple[Arm, ...] = ("dpo", "filtered", "random", "sft", "dpop")
     """All pairs; those of lowest length-normalised CHES; as many at random; with an SFT term; by DPOP."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = tuple(range(10))
     """Of prompts, samples and batches."""
     prompts: int = 192
     held_out: int = 96
@@ -271,6 +271,7 @@ PRESETS: Mapping[str, LikelihoodDisplacementConfig] = {
         ),
         percentiles=Percentiles(pool=5000, size=512, steps=16, learning_rate=1e-7),
         unalignment=Unalignment(
+            seeds=(0, 1, 2),
             prompts=370,
             held_out=65,
             keep_frac=0.05,

@@ -18,6 +18,9 @@ from jaxft.lab.run import Run
 SHOWN_TOKENS = 4
 """Tokens that gained most and that lost most, in each panel."""
 
+SHOWN_FRAC = 0.01
+"""Of the largest change: tokens that changed less are not shown."""
+
 
 def draw_figures(run: Run, records: Sequence[Record], runs: Sequence[Record], model: Model) -> list[str]:
     """Writes the figures of the run and returns their names."""
@@ -68,7 +71,7 @@ def _agreement(runs: Sequence[Record]) -> Drawing:
         [r["change_chosen"] for r in runs],
         [r["optimizer"] for r in runs],
         [f"{r['comparison']}, {MOVED_NAMES[r['moved']]}" for r in runs],
-        quantities=("sum of predicted steps (nats)", "change of ln p(y+) (nats)"),
+        quantities=("sum of predicted steps (nats)", "Δ ln p(y+) (nats)"),
         title="Change over a run",
     )
 
@@ -84,6 +87,7 @@ def _mass_flow(run: Run, records: Sequence[Record], runs: Sequence[Record], mode
         measured, predicted = arrays["mass_change"], arrays["steps_mass_change"]
         order = np.argsort(measured, kind="stable")
         ids = [*order[::-1][:SHOWN_TOKENS], *order[:SHOWN_TOKENS][::-1]]
+        ids = [i for i in ids if abs(measured[i]) >= SHOWN_FRAC * np.abs(measured).max()]
         tokens: dict[str, tuple[float, float]] = {}
         for i in ids:
             tokens.setdefault(

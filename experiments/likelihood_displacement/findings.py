@@ -19,6 +19,8 @@ SLOPE, SLOPE_TOLERANCE = 1.0, 0.15
 FLOW_TOLERANCE = 0.05
 """Relative: a step is of finite size and rounded to float32."""
 
+SUFFIXES = {"all": "", "blocks": "_in_layers_alone"}
+
 _claim = functools.partial(run_claim, source=RAZIN)
 
 
@@ -91,15 +93,15 @@ def _single_claims(records: Sequence[Record], similar: Sequence[str]) -> list[Ru
         ),
         *(
             _claim(
-                f"likelihood_displacement/preferred_answer_falls_by_{optimizer}",
+                f"likelihood_displacement/preferred_answer_falls_by_{optimizer}" + SUFFIXES[moved],
                 "Tuning on one pair, whose loss never rises, lowers the probability of the preferred answer.",
                 "ordering",
-                [key for key in steady if key["optimizer"] == optimizer],
+                [key for key in steady if (key["optimizer"], key["moved"]) == (optimizer, moved)],
                 lambda key: compared("ln p(y+): before, after", 0.0, run(key)["change"]),
                 lambda key: compared("", 0.0, 0.0),
                 "the decoder is tuned in between (here: not)",
             )
-            for optimizer in dict.fromkeys(key["optimizer"] for key in keys)
+            for optimizer, moved in dict.fromkeys((key["optimizer"], key["moved"]) for key in keys)
         ),
         _claim(
             "likelihood_displacement/frozen_unembedding_displaces_more",
@@ -180,6 +182,21 @@ def _arm_claims(records: Sequence[Record]) -> list[RunClaim]:
             "the decoder is tuned in between (here: the same one twice)",
         )
     ]
+    claims.append(
+        _claim(
+            "likelihood_displacement/displaced_mass_goes_to_compliances",
+            "What refusals lose goes to first tokens of compliances.",
+            "ordering",
+            having("dpo"),
+            lambda key: compared(
+                "mass of compliances: after, before",
+                of(key, "dpo", "mass_compliance"),
+                starts[key["seed"]]["mass_compliance"],
+            ),
+            lambda key: compared("", of(key, "dpo", "mass_compliance"), of(key, "dpo", "mass_compliance")),
+            "the decoder is tuned in between (here: the same one twice)",
+        )
+    )
     for arm, than, words in (
         ("filtered", "dpo", "Tuned on the pairs of lowest CHES alone, more requests are refused than on all."),
         ("filtered", "random", "The filter by CHES keeps more refusals than as many pairs at random do."),

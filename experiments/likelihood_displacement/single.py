@@ -175,7 +175,8 @@ def _run(
 ) -> None:
     """One run: what is known beforehand, every step, and what came of it."""
     single, model, phase = config.single, tuned.model, plan.phase
-    method = method_of(config.training, plan.optimizer, getattr(single, f"{plan.optimizer}_rate"), plan.moved)
+    rate = getattr(single, f"{plan.optimizer}_rate")
+    method = method_of(config.training, plan.optimizer, rate, plan.moved, accumulate=1)
     answers = answer_ids(model, plan.comparison)
     batch = answer_batch(model, [prompt], answers, tokens=tokens)
     f = compiled(tuned.outputs(model.log_probs))

@@ -164,6 +164,7 @@ def draw_mass_flow(
         axes.barh(y + 0.36, values[:, 0], height=0.28, color="white", edgecolor=PALETTE[0], label=names[0])
         axes.set_yticks(y + 0.18, list(tokens))
         axes.set_xlim(-reach, reach)
+        axes.locator_params(axis="x", nbins=3)
         axes.grid(visible=False, axis="y")
         axes.set_title(label, loc="left", fontsize=8)
         for column, entry in zip(table, ([label] * len(tokens), list(tokens), *values.T.tolist()), strict=True):

@@ -13,6 +13,7 @@ from jaxft.nn.decoder_outputs import (
     make_response_token_log_probs,
 )
 from jaxft.nn.factored import Factored, factored, linen_outputs
+from jaxft.nn.generation import Generation, generate
 from jaxft.nn.lora import init_lora, make_adapted_outputs, make_lora_outputs, merge_lora
 from jaxft.nn.mlp import MLP, make_mlp, make_mlp_units
 from jaxft.nn.outputs import (
@@ -51,6 +52,7 @@ __all__ = [
     "EncoderConfig",
     "Factored",
     "FeedForward",
+    "Generation",
     "LayerOutputs",
     "MLMHead",
     "Pretrained",
@@ -63,6 +65,7 @@ __all__ = [
     "decoder_config",
     "encoder_spec",
     "factored",
+    "generate",
     "init_classifier",
     "init_decoder",
     "init_encoder",

@@ -39,6 +39,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "silu": nn.silu,
 }
+_ATTENTIONS = ("plain", "cudnn")
 _DTYPES = (None, "bfloat16", "float16", "float32", "float64")
 
 
@@ -89,6 +90,8 @@ class DecoderConfig:
     """Compute every layer again on the way back, to keep in memory its input alone."""
     init_scale: float = 0.02
     """Deviation of random kernels and tables; a narrow model trains faster from about 1 / sqrt(width)."""
+    attention: Literal["plain", "cudnn"] = "plain"
+    """``cudnn`` holds no scores: on NVIDIA GPUs, in bfloat16 or float16, without forward derivatives (``jax.jvp``)."""
     dtype: str | None = None
     """In which to compute; ``None`` is that of the parameters. Norms, softmax and logits are float32 at least."""
 
@@ -96,7 +99,7 @@ class DecoderConfig:
         sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "max_positions")
         positive = (*sizes, "norm_eps", "rope_theta", "init_scale")
         faults = [f"{name}={getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
-        known = {"family": FAMILIES, "activation": _ACTIVATIONS, "dtype": _DTYPES}
+        known = {"family": FAMILIES, "activation": _ACTIVATIONS, "attention": _ATTENTIONS, "dtype": _DTYPES}
         faults += [
             f"{name}={getattr(self, name)!r}" for name, those in known.items() if getattr(self, name) not in those
         ]
@@ -112,7 +115,8 @@ class DecoderConfig:
             faults.append(f"clip_qkv={self.clip_qkv}")
         if faults:
             rule = (
-                f"family must be one of {', '.join(FAMILIES)}, activation one of {', '.join(_ACTIVATIONS)}, numbers "
+                f"family must be one of {', '.join(FAMILIES)}, activation one of {', '.join(_ACTIVATIONS)}, "
+                f"attention one of {', '.join(_ATTENTIONS)}, numbers "
                 "positive, kv_heads divide heads, the rotary part of a head even, parallel_residual GPT-NeoX's alone"
             )
             raise UserError(message("DecoderConfig", rule, ", ".join(faults), "Correct these fields"))
@@ -324,7 +328,11 @@ class _Attention(nn.Module):
         kept = (key, value)
         if cache is not None:
             key, value = (jnp.concatenate(pair, axis=1) for pair in zip(cache, kept, strict=True))
-        mixed = _attended(query, key, value, mask).reshape(b, t, config.heads * config.head_width)
+        if config.attention == "cudnn":
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
+        else:
+            mixed = _attended(query, key, value, mask)
+        mixed = mixed.reshape(b, t, config.heads * config.head_width)
         return _dense(config, config.width, "output", bias=config.output_bias)(mixed), kept
 
 
@@ -413,7 +421,9 @@ def init_decoder(config: DecoderConfig, *, key: Array) -> Params:
     """
     decoder_key, unembedding_key = jax.random.split(key)
     zeros = jnp.zeros((1, 1), jnp.int32)
-    params = {"decoder": jax.jit(Decoder(config).init)(decoder_key, CausalTokens(zeros, zeros + 1, zeros))["params"]}
+    # Parameters do not depend on how attention is computed, which may not be possible in float32 or on this device.
+    decoder = Decoder(dataclasses.replace(config, attention="plain"))
+    params = {"decoder": jax.jit(decoder.init)(decoder_key, CausalTokens(zeros, zeros + 1, zeros))["params"]}
     if not config.tied:
         table = config.init_scale * jax.random.normal(unembedding_key, (config.vocab_size, config.width))
         params["unembedding"] = {"table": table}

@@ -96,7 +96,7 @@ ROPE_FIELDS = (
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 NOT_CARRIED = {*FIXED, *ROPE_FIELDS, "original_max_position_embeddings", "layer_types", "dtype"}
 """Fields of another config.json that could contradict what is written."""
-NOT_STORED = ("scan_layers", "remat", "init_scale", "dtype")
+NOT_STORED = ("scan_layers", "remat", "init_scale", "attention", "dtype")
 """Fields of a ``DecoderConfig`` that are no property of a checkpoint."""
 
 

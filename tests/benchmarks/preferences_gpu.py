@@ -67,7 +67,11 @@ def _dpo(label: str, dtype: str = BF16, **options: Any) -> Route:
 
 
 def _forward(dtype: str) -> tuple[Route, ...]:
-    return tuple(Route(f"{who}, {dtype}", f"{who}_forward", {"dtype": dtype}) for who in ("ours", "torch"))
+    own = [Route(f"ours, {dtype}", "ours_forward", {"dtype": dtype})]
+    if dtype == BF16:
+        options = {"dtype": dtype, "attention": "cudnn"}
+        own.append(Route(f"ours, attention by cuDNN, {dtype}", "ours_forward", options))
+    return (*own, Route(f"torch, {dtype}", "torch_forward", {"dtype": dtype}))
 
 
 ROWS = {
@@ -100,6 +104,8 @@ ROWS = {
             _dpo("ours, padded", layout="padded"),
             _dpo("ours, packed, 1024 tokens at the unembedding", layout="packed", chunk=1024),
             _dpo("ours, packed, layers computed again", layout="packed", remat=True, chunk=1024),
+            _dpo("ours, packed, attention by cuDNN", layout="packed", attention="cudnn"),
+            _dpo("ours, padded, attention by cuDNN", layout="padded", attention="cudnn"),
             _dpo("torch by hand"),
             _dpo("torch by hand, layers computed again", remat=True),
             _dpo("ours, packed", F32, layout="packed"),
@@ -217,7 +223,8 @@ def _measure(name: str, number: int, tiny: bool) -> dict[str, Any]:
     row = ROWS[name]
     route, sizes = row.routes[number], row.tiny if tiny else row.size[1]
     options = dict(route.options)
-    config = _config(row, tiny, remat=options.pop("remat", False))
+    fields = {name: options.pop(name) for name in ("remat", "attention") if name in options}
+    config = _config(row, tiny, **fields)
     wait, peak, device = _torch_device() if route.torch else _jax_device(options["dtype"])
     run = globals()[route.start](config, sizes, **options)
 
@@ -337,6 +344,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Preference tuning on one accelerator.")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
     parser.add_argument("--only", choices=list(ROWS), help="one row")
+    parser.add_argument("--routes", default="", help="only those whose label holds this")
     parser.add_argument("--seconds", type=float, default=420.0, help="after which no route is started")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -348,13 +356,14 @@ def main() -> int:
         sys.stdin.readline()
         print(json.dumps(_measure(name, number, options.tiny)))
         return 0
-    _measure_all([options.only] if options.only else list(ROWS), options.tiny, options.seconds)
+    names = [options.only] if options.only else list(ROWS)
+    jobs = [(name, i) for name in names for i, route in enumerate(ROWS[name].routes) if options.routes in route.label]
+    _measure_all(jobs, options.tiny, options.seconds)
     return 0
 
 
-def _measure_all(names: list[str], tiny: bool, seconds: float) -> None:
+def _measure_all(jobs: list[tuple[str, int]], tiny: bool, seconds: float) -> None:
     begun, record = time.perf_counter(), {}
-    jobs = [(name, number) for name in names for number in range(len(ROWS[name].routes))]
     following = _opened(*jobs[0], tiny)
     for place, (name, number) in enumerate(jobs):
         child, spent = following, time.perf_counter() - begun

@@ -108,7 +108,8 @@ def _who_gains(size: Size) -> Row:
         f"{WORDS} words, scaled up",
         "torch",
     )
-    routes = {"ours": Route(ours, error), "torch: a gradient a word": peer}
+    forward = Route(lambda: peers.word_rates(size.decoder, pairs()[0]), error, needs="torch")
+    routes = {"ours": Route(ours, error), "torch.func: a forward derivative": forward, "torch: a gradient a word": peer}
     notes = f"A step of DPO on one pair, to first order. Error: of the rates of {WORDS} words, against float64, padded."
     return Row(f"Who gains: the rate of each of {count:,} words", size.work, routes, notes)
 

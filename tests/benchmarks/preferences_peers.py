@@ -78,11 +78,16 @@ def preference_gram(config: DecoderConfig, pairs: list[Pair]) -> Run:
     return lambda: peer.preference_gram(model, pairs).numpy()
 
 
-def word_rates(config: DecoderConfig, pair: Pair, words: list[int]) -> Run:
-    """The gradient of a step of DPO at the reference, and its inner products with those of words."""
+def word_rates(config: DecoderConfig, pair: Pair, words: list[int] | None = None) -> Run:
+    """The gradient of a step of DPO at the reference, and its inner products with those of words.
+
+    Without words a forward derivative, for all of them.
+    """
     from tests.benchmarks import torch_gradients as peer
 
-    model = torch_model(config)
+    model = torch_model(config, attention="sdpa" if words else "eager")
+    if words is None:
+        return lambda: peer.word_rates_forward(model, pair, slope=-0.05).numpy()
     return lambda: peer.word_rates(model, pair, words, slope=-0.05).numpy()
 
 

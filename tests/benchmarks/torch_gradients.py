@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.func import functional_call, jvp
 from torch.nn import functional
 
 from tests.benchmarks.torch_preferences import Pair
 
-__all__ = ["exact_ches", "preference_gram", "word_rates"]
+__all__ = ["exact_ches", "preference_gram", "word_rates", "word_rates_forward"]
 
 
 @torch.no_grad()
@@ -52,6 +53,19 @@ def word_rates(model: Any, pair: Pair, words: Sequence[int], *, slope: float) ->
         grads = torch.autograd.grad(log_probs[word], weights, retain_graph=True)
         rates.append(sum((a * b).sum() for a, b in zip(grads, direction, strict=True)))
     return torch.tensor(rates)
+
+
+def word_rates_forward(model: Any, pair: Pair, *, slope: float) -> torch.Tensor:
+    """The rates of all words by one forward derivative; attention must be eager."""
+    weights, (prompt, *responses) = dict(model.named_parameters()), pair
+    chosen, rejected = (torch.autograd.grad(_log_prob(model, prompt, y), list(weights.values())) for y in responses)
+    direction = {name: -slope * (a - b) for name, a, b in zip(weights, chosen, rejected, strict=True)}
+    options = {"input_ids": torch.tensor([[*prompt]]), "use_cache": False, "logits_to_keep": 1}
+
+    def log_probs(w: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional_call(model, w, kwargs=options).logits[0, -1].log_softmax(-1)
+
+    return jvp(log_probs, ({name: leaf.detach() for name, leaf in weights.items()},), (direction,))[1]
 
 
 def _log_prob(model: Any, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
