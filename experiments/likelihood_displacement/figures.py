@@ -9,8 +9,13 @@ from experiments.likelihood_displacement.prepare import Model
 from experiments.likelihood_displacement.rows import ARM_NAMES, MOVED_NAMES, RUN, grouped
 from experiments.likelihood_displacement.unalignment import SETS
 from jaxft.core.types import Interval
-from jaxft.lab.figures import draw_agreement
-from jaxft.lab.figures_preferences import draw_class_rates, draw_mass_flow, draw_percentiles, draw_step_predictions
+from jaxft.lab.figures_preferences import (
+    draw_class_rates,
+    draw_mass_flow,
+    draw_percentiles,
+    draw_predicted_changes,
+    draw_step_predictions,
+)
 from jaxft.lab.figures_style import Drawing, save_figure
 from jaxft.lab.records import Record, number, of_kind
 from jaxft.lab.run import Run
@@ -66,14 +71,14 @@ def _paths(records: Sequence[Record], runs: Sequence[Record], comparison: str) -
 
 
 def _agreement(runs: Sequence[Record]) -> Drawing:
-    return draw_agreement(
-        [r["predicted_chosen"] for r in runs],
-        [r["change_chosen"] for r in runs],
-        [r["optimizer"] for r in runs],
-        [f"{r['comparison']}, {MOVED_NAMES[r['moved']]}" for r in runs],
-        quantities=("sum of predicted steps (nats)", "Δ ln p(y+) (nats)"),
-        title="Change over a run",
-    )
+    """Every run as a point, a panel an optimiser."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for of, members in grouped(runs, ("optimizer", "comparison", "moved")):
+        rows = ([number(r[name]) for r in members] for name in ("predicted_chosen", "change_chosen"))
+        label = f"{of['comparison']}, {MOVED_NAMES[of['moved']]}"
+        panels.setdefault(of["optimizer"], {})[label] = (next(rows), next(rows))
+    quantities = ("sum of predicted steps (nats)", "Δ ln p(y+) over a run (nats)")
+    return draw_predicted_changes(panels, quantities=quantities, title="Change over a run")
 
 
 def _mass_flow(run: Run, records: Sequence[Record], runs: Sequence[Record], model: Model) -> Drawing:

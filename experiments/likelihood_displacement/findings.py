@@ -197,6 +197,36 @@ def _arm_claims(records: Sequence[Record]) -> list[RunClaim]:
             "the decoder is tuned in between (here: the same one twice)",
         )
     )
+    broken = f"other_frac, {SETS[1]}"
+    claims.append(
+        _claim(
+            "likelihood_displacement/tuning_breaks_responses",
+            "Tuning on preferences of refusals over refusals makes responses that neither refuse nor comply.",
+            "ordering",
+            having("dpo"),
+            lambda key: compared(
+                "neither, held out: after, before", of(key, "dpo", broken), starts[key["seed"]][broken]
+            ),
+            lambda key: compared("", of(key, "dpo", broken), of(key, "dpo", broken)),
+            "the decoder is tuned in between (here: the same one twice)",
+            source="found here",
+        )
+    )
+    for arm, words in (("sft", "With an SFT term"), ("dpop", "By DPOP")):
+        claims.append(
+            _claim(
+                f"likelihood_displacement/{arm}_breaks_fewer_than_dpo",
+                f"{words} fewer responses neither refuse nor comply than by the plain loss.",
+                "ordering",
+                having(arm, "dpo"),
+                lambda key, arm=arm: compared(
+                    f"neither, held out: dpo, {arm}", of(key, "dpo", broken), of(key, arm, broken)
+                ),
+                lambda key: compared("", of(key, "dpo", broken), of(key, "dpo", broken)),
+                "the two are tuned in different ways (here: in the same)",
+                source="found here",
+            )
+        )
     for arm, than, words in (
         ("filtered", "dpo", "Tuned on the pairs of lowest CHES alone, more requests are refused than on all."),
         ("filtered", "random", "The filter by CHES keeps more refusals than as many pairs at random do."),

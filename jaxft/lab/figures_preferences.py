@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxft.core.checks import require
 from jaxft.core.types import Interval
-from jaxft.lab.figures_style import CONTROL, PALETTE, Drawing, figure_style
+from jaxft.lab.figures_style import CONTROL, MARKERS, PALETTE, Drawing, figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,6 +124,62 @@ def draw_step_predictions(
 
 
 @figure_style()
+def draw_predicted_changes(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *, quantities: tuple[str, str], title: str = ""
+) -> Drawing:
+    """Measured against predicted changes, a point a run and a panel a way of training, each with its own axes.
+
+    Args:
+      panels: Title of a panel -> group -> predicted and measured changes; a colour a group.
+      quantities: Labels of the two axes, with their units.
+      title: Title, if any.
+
+    Returns:
+      The figure and a table of panel, group, predicted and measured.
+
+    Raises:
+      UserError: No panel, an empty one, or rows of two lengths.
+
+    Example:
+      >>> shown = {"sgd": {"yes > no": ([0.1], [0.2])}}
+      >>> draw_predicted_changes(shown, quantities=("predicted (nats)", "measured (nats)")).table["measured"]
+      [0.2]
+    """
+    where = "draw_predicted_changes"
+    fits = bool(panels) and all(
+        of and all(np.shape(a) == np.shape(b) != () for a, b in of.values()) for of in panels.values()
+    )
+    require(
+        fits,
+        where,
+        "needs panels of groups, each two rows of one length",
+        list(panels),
+        "Pass title -> group -> (x, y)",
+    )
+    groups = list(dict.fromkeys(group for of in panels.values() for group in of))
+    figure, all_axes = _panels(len(panels), width=2.6, height=2.5, title=title, shared=False)
+    table: dict[str, list[Any]] = {"panel": [], "group": [], "predicted": [], "measured": []}
+    for axes, (label, of) in zip(all_axes, panels.items(), strict=True):
+        for group, pair in of.items():
+            x, y = (np.asarray(values, float).ravel() for values in pair)
+            number = groups.index(group)
+            look: Any = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.plot(x, y, linestyle="none", markersize=4.5, alpha=0.8, **look)
+            for column, entry in zip(table, ([label] * x.size, [group] * x.size, x.tolist(), y.tolist()), strict=True):
+                table[column] += entry
+        axes.axline((0, 0), slope=1, color="#404040", linewidth=0.9)
+        axes.set_title(label, loc="left", fontsize=8)
+        axes.set_xlabel(quantities[0])
+        axes.locator_params(nbins=4)
+    for number, group in enumerate(groups):
+        look: Any = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+        all_axes[0].plot([], [], linestyle="none", label=group, **look)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.supylabel(quantities[1], fontsize=9)
+    return Drawing(figure, table)
+
+
+@figure_style()
 def draw_mass_flow(
     panels: Mapping[str, Mapping[str, tuple[float, float]]],
     *,
@@ -206,15 +262,17 @@ def draw_class_rates(
     empty = not groups or not all(ways and all(ways.values()) for ways in groups.values())
     require(not empty, where, "needs classes with rates", list(groups), "Pass class -> way -> intervals")
     longest = max(map(len, groups.values()))
-    figure, panels = _panels(len(groups), width=2.9, height=0.7 + 0.33 * longest, title=title)
+    most = max(len(rates) for ways in groups.values() for rates in ways.values())
+    spread = min(0.16, 0.72 / most)
+    figure, panels = _panels(len(groups), width=2.9, height=0.7 + max(0.33, 0.06 * most) * longest, title=title)
     table: dict[str, list[Any]] = {"class": [], "way": [], "seed": [], "rate": [], "low": [], "high": []}
     for axes, (name, ways) in zip(panels, groups.items(), strict=True):
         for row, (way, rates) in enumerate(ways.items()):
             colour = CONTROL if way == reference else PALETTE[row % len(PALETTE)]
             for seed, rate in enumerate(rates):
-                y = -row + 0.16 * ((len(rates) - 1) / 2 - seed)
+                y = -row + spread * ((len(rates) - 1) / 2 - seed)
                 axes.plot([rate.low, rate.high], [y, y], color=colour, linewidth=1)
-                axes.plot(rate.estimate, y, color=colour, marker="o", markersize=4)
+                axes.plot(rate.estimate, y, color=colour, marker="o", markersize=4 if most < 6 else 3)
                 for column, entry in zip(table, (name, way, seed, rate.estimate, rate.low, rate.high), strict=True):
                     table[column].append(entry)
         if reference is not None and reference in ways:

@@ -8,7 +8,13 @@ from jaxft.core.checks import UserError
 from jaxft.core.types import Interval
 from jaxft.data.requests import conversation_corpus, request_prompts
 from jaxft.lab.decoder_pretraining import DecoderPretrainingConfig, request_checkpoint
-from jaxft.lab.figures_preferences import draw_class_rates, draw_mass_flow, draw_percentiles, draw_step_predictions
+from jaxft.lab.figures_preferences import (
+    draw_class_rates,
+    draw_mass_flow,
+    draw_percentiles,
+    draw_predicted_changes,
+    draw_step_predictions,
+)
 
 RUN = ["run", "likelihood_displacement", "--preset", "smoke"]
 TINY = DecoderPretrainingConfig(width=8, heads=2, layers=1, steps=2, conversations=40)
@@ -85,6 +91,10 @@ DRAWINGS = {
     "no panel": (lambda: draw_mass_flow({}), "needs panels with tokens"),
     "a panel without tokens": (lambda: draw_mass_flow({"a": {}}), "needs panels with tokens, got ['a']"),
     "rows of two lengths": (lambda: draw_step_predictions({"a": ([0.0], [0.0, 1.0])}, quantity="q"), "(1,), (2,)"),
+    "changes of two lengths": (
+        lambda: draw_predicted_changes({"a": {"b": ([0.0], [0.0, 1.0])}}, quantities=("x", "y")),
+        "each two rows of one length",
+    ),
     "no class": (lambda: draw_class_rates({}, quantity="q"), "needs classes with rates"),
     "a way without seeds": (lambda: draw_class_rates({"a": {"b": []}}, quantity="q"), "needs classes with rates"),
 }
