@@ -53,4 +53,5 @@ def _notes(config: LikelihoodDisplacementConfig, loaded: Loaded) -> list[str]:
     ]
     if loaded.pairs is not None:
         notes.append(f"Pairs: {loaded.pairs.report()}.")
+        notes += [f"Line {fault.line} was dropped: {fault.text}." for fault in loaded.pairs.dropped[:10]]
     return notes

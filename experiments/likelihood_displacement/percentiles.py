@@ -139,7 +139,12 @@ def _scores(config: LikelihoodDisplacementConfig, context: Resumable, pool: _Poo
     key = {"part": "percentiles", "seed": plan.seed}
     if context.recorded("score", key):
         return
-    context.run.save_arrays(f"scores-{plan.seed}", lengths=pool.pairs.lengths, **pool.scores)
+    context.run.save_arrays(
+        f"scores-{plan.seed}",
+        lines=np.array(pool.pairs.encoded.lines),
+        lengths=pool.pairs.lengths,
+        **pool.scores,
+    )
     longer = pool.pairs.lengths[:, 1] - pool.pairs.lengths[:, 0]
     notes = pool.pairs.encoded.notes
     for name, values in pool.scores.items():

@@ -231,7 +231,7 @@ def _read_pairs(config: LikelihoodDisplacementConfig, model: Model) -> EncodedPr
     read = read_preferences(path, on_fault="drop")
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}" if not config.data.chat else None
     longest = config.data.max_tokens
-    return encode_preferences(
+    encoded = encode_preferences(
         model.tokenizer,
         read.pairs,
         max_tokens=longest,
@@ -239,3 +239,4 @@ def _read_pairs(config: LikelihoodDisplacementConfig, model: Model) -> EncodedPr
         chat_template=template,
         on_fault="drop",
     )
+    return dataclasses.replace(encoded, dropped=sorted([*read.dropped, *encoded.dropped]))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxft.core.checks import leading_size, nearest, require
+from jaxft.core.checks import is_concrete, leading_size, nearest, require
 from jaxft.core.precision import accumulator
 from jaxft.core.types import OutputFn, Params, ResponseBatch
 from jaxft.tuning.unembedding import (
@@ -42,7 +42,8 @@ def ches_score(
     r"""$\langle s_+, s_- \rangle - \lVert s_+ \rVert^2$, with $s_\pm$ the sum of the states that predict a response.
 
     With ``length_normalize`` the sums are means: $\langle s_+, s_- \rangle / (|y_+| |y_-|) - \lVert s_+ \rVert^2 /
-    |y_+|^2$. A higher score foretells a larger fall of the chosen log-probability. The first state is that of the last
+    |y_+|^2$. A higher score is to foretell a larger fall of the chosen log-probability; how well it does beside length
+    alone is what the claims ``ches-ranks`` and ``length-beats-ches`` are about. The first state is that of the last
     token of the prompt, the last one that *before* the final token of the response. Means are taken before the inner
     product, in float32 at least, so that half-precision states of thousands of tokens do not overflow. The raw score
     grows with the square of the length: compare it with a score by length alone (``length_difference``). Of responses
@@ -126,7 +127,7 @@ def ches_scores(
 
     Raises:
       UserError: Fewer than two responses, unknown coefficients, exact ones without a table, a batch size below 1,
-        states in another shape.
+        states in another shape, (concrete) scores that are not finite.
 
     Reference:
       Razin et al. 2025, arXiv 2410.08847, definitions 2 and 3, theorem 6.
@@ -151,7 +152,13 @@ def ches_scores(
         if mesh is not None:
             block = jax.device_put(block, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         scores.append(_block_scores(states_fn, length_normalize, chunk, params, block, table))
-    return jnp.concatenate(scores)[:n]
+    found = jnp.concatenate(scores)[:n]
+    if is_concrete(found) and found.is_fully_addressable:
+        bad = np.flatnonzero(~np.isfinite(np.asarray(found)))
+        shown = f"NaN or infinity at {len(bad)} of {n}, the first at {bad[:1].tolist()}"
+        advice = "Look at that pair: ids beyond the vocabulary, or parameters that are not finite"
+        require(not len(bad), where, "scores must be finite", shown, advice)
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

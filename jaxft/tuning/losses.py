@@ -148,7 +148,7 @@ def resolve_loss(where: str, name: str, options: Mapping[str, Any]) -> tuple[Pre
       UserError: An unknown loss, naming the nearest; an unknown option, naming those it has; or one out of range.
     """
     known = {*LOSSES, *ALIASES}
-    require(name in known, where, "name must be a loss", repr(name), nearest(str(name), known))
+    require(name in known, where, "name must be a loss", repr(name), nearest(str(name).lower(), known))
     loss = LOSSES[ALIASES.get(name, name)]
     strange = sorted(set(options) - set(loss.options))
     has = f"It has {', '.join(loss.options)}" if loss.options else "It has none"
