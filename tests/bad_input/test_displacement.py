@@ -36,7 +36,10 @@ SCORES = {
     "a stray table": (lambda: ches_scores(of_states, {}, BATCH, table=TABLE), "or leave both out"),
     "batches of 0": (lambda: ches_scores(of_states, {}, BATCH, batch_size=0), "batch_size must be at least 1, got 0"),
     "states of other tokens": (lambda: ches_scores(lambda p, b: STATES[:, :, :2], {}, BATCH), "must return states"),
-    "scores of nan": (lambda: ches_scores(lambda p, b: STATES * jnp.nan, {}, BATCH), r"the first at \[0\]. Look at that"),
+    "scores of nan": (
+        lambda: ches_scores(lambda p, b: STATES * jnp.nan, {}, BATCH),
+        r"the first at \[0\]. Look at that",
+    ),
     "no examples": (lambda: ches_scores(of_states, {}, jax.tree.map(lambda x: x[:0], BATCH)), "must be an example"),
     "table of another width": (lambda: unembedding_gram(STATES, IDS, IDS, TABLE[:, :3]), r"the table \[v, d\]"),
     "token outside the vocabulary": (
