@@ -51,7 +51,7 @@ def test_modules_run_by_a_command_exist():
 def runs(module):
     """Whether ``python -m`` finds something to run: a package's main module, or what a module does as the main one."""
     spec = importlib.util.find_spec(module)
-    if spec is not None and spec.submodule_search_locations is None:
+    if spec is not None and spec.origin and spec.submodule_search_locations is None:
         return '__name__ == "__main__"' in Path(spec.origin).read_text()
     return spec is not None and importlib.util.find_spec(f"{module}.__main__") is not None
 

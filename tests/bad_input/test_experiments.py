@@ -117,6 +117,7 @@ def test_faulty_checkpoint(fails, checkpoint):
 
 OTHER_SETTINGS = {
     "kernel_finetuning": (TINY, "pretraining.width: 16 -> 8"),
+    "likelihood_displacement": (["--training.beta", "0.5"], "training.beta: 0.1 -> 0.5"),
     "mode_connectivity": (["--paths.bends", "7"], "paths.bends: 2 -> 7"),
     "pcfg_parsing": (["--training.steps", "3"], "training.steps: 20 -> 3"),
 }
