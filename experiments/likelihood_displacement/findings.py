@@ -16,9 +16,6 @@ from theory.run_claims import Key, RunClaim, compared, judge_run, run_claim
 
 RAZIN = "Razin et al. 2025, arXiv 2410.08847"
 SLOPE, SLOPE_TOLERANCE = 1.0, 0.15
-FLOW_TOLERANCE = 0.05
-"""Relative: a step is of finite size and rounded to float32."""
-
 SUFFIXES = {"all": "", "blocks": "_in_layers_alone"}
 
 _claim = functools.partial(run_claim, source=RAZIN)
